@@ -1,0 +1,264 @@
+"""What a task is: a model, and the loss of each sample of a batch.
+
+Everything that diffin does to a model happens through :class:`PerSampleLoss`, the losses as a function of the
+parameters. It substitutes parameters for the time of one call, so the model of the user is never written to.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from diffin import vectors
+from diffin.batches import Batch, batch_size, select, to_device
+from diffin.errors import TaskError, TrajectoryError
+from diffin.vectors import Vector
+
+
+class Task(ABC):
+    """A model and the loss that it was trained with, one value per sample.
+
+    Subclass it and write :meth:`losses`, or pass a function to :class:`diffin.tasks.FunctionTask`.
+
+    Args:
+        model: the module whose parameters are studied. Whatever calls it inside :meth:`losses` must go through
+            ``self.model``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> Tensor:
+        """The training loss of every sample, unreduced.
+
+        Args:
+            batch: what the collate function made of B samples, on the model's device.
+
+        Returns:
+            Float[Tensor, "B"]. A sample's loss must not depend on the other samples of the batch.
+        """
+
+    def predictions(self, batch: Batch) -> list[str] | None:
+        """What the model says of each sample, in words for a person; ``None`` if there is nothing to show."""
+        return None
+
+    def labels(self, batch: Batch) -> list[str] | None:
+        """What the data says of each sample, in words for a person; ``None`` if there is nothing to show."""
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        for tensor in self.model.parameters():
+            return tensor.device
+        raise TaskError("the model of the task has no parameters; there is nothing that training could have changed")
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode with normalisation statistics that stay as they are.
+
+    On leaving, however that happens, every module has the mode it had, and every buffer the bytes it had.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, saved in buffers:
+                # Only what changed is written: an untouched buffer keeps its autograd version.
+                if not torch.equal(buffer, saved):
+                    buffer.copy_(saved)
+
+
+class _LossModule(nn.Module):
+    """A module around task and model, so that ``functional_call`` can substitute parameters under any task."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self._task = task
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._task.losses(batch)
+
+
+class PerSampleLoss:
+    """The losses of a batch as a function of chosen parameters, at a fixed state of the rest of the model.
+
+    Use it inside :func:`frozen`. The model itself is only read.
+
+    Args:
+        task: model and loss.
+        state: tensors of the model by name, as in ``model.state_dict()``; what is missing is taken from the model.
+        parameters: shell-style name patterns of the trainable parameters to study; ``None`` for all of them.
+
+    Attributes:
+        parameters: the studied parameters at ``state``, detached, on the model's device.
+        device: where batches are moved before the loss is taken.
+
+    Raises:
+        TrajectoryError: ``state`` has a tensor that the model does not have, or one of another shape.
+    """
+
+    def __init__(
+        self, task: Task, state: Mapping[str, Tensor] | None = None, parameters: Sequence[str] | str | None = None
+    ) -> None:
+        self.task = task
+        self.device = task.device
+        own: dict[str, Tensor] = dict(task.model.named_parameters())
+        buffers = dict(task.model.named_buffers())
+        state = _matched(task.model, own, buffers, state or {})
+        trainable = [name for name, p in own.items() if p.requires_grad]
+        if not trainable:
+            raise TaskError("no parameter of the task's model requires a gradient, so training changed nothing")
+        chosen = set(vectors.matching(trainable, parameters))
+        everything = {
+            name: state.get(name, tensor).detach().to(device=tensor.device, dtype=tensor.dtype)
+            for name, tensor in {**own, **buffers}.items()
+        }
+        self.parameters: Vector = {name: everything[name] for name in trainable if name in chosen}
+        # Buffers are copied: a module that writes to one in evaluation mode must not change the caller's state.
+        self._rest = {
+            name: tensor.clone() if name in buffers else tensor
+            for name, tensor in everything.items()
+            if name not in self.parameters
+        }
+        self._module = _LossModule(task)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the studied parameters."""
+        return list(self.parameters)
+
+    def __call__(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Losses of ``batch`` (already on the device) at ``parameters``. Float[Tensor, "B"]."""
+        tensors = {f"model.{name}": tensor for name, tensor in (*self._rest.items(), *parameters.items())}
+        losses: Tensor = functional_call(self._module, tensors, (batch,), tie_weights=True)
+        return losses
+
+    def to_device(self, batch: Batch) -> Batch:
+        return to_device(batch, self.device)
+
+
+def _matched(
+    model: nn.Module, own: Mapping[str, Tensor], buffers: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The state under the names that ``named_parameters`` uses, shapes checked."""
+    known = {**own, **buffers}
+    canonical = {id(tensor): name for name, tensor in known.items()}
+    aliases = {
+        alias: canonical[id(tensor)]
+        for alias, tensor in (
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        )
+    }
+    matched: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        target = aliases.get(name)
+        if target is None:
+            raise TrajectoryError(
+                f"the checkpoint has a tensor {name!r} that the model of the task lacks; the model has "
+                f"{', '.join(list(known)[:3])} and {max(0, len(known) - 3)} more: "
+                "build the task with the model that was trained"
+            )
+        if tensor.shape != known[target].shape:
+            raise TrajectoryError(
+                f"{name!r} has shape {tuple(tensor.shape)} in the checkpoint and {tuple(known[target].shape)} in the model: "
+                "build the task with the model that was trained"
+            )
+        matched[target] = tensor
+    missing = [name for name in own if name not in matched]
+    if state and missing:
+        raise TrajectoryError(
+            f"the checkpoint lacks {len(missing)} of the model's {len(own)} parameters, {missing[0]!r} first: "
+            "build the task with the model that was trained"
+        )
+    return matched
+
+
+def check_losses(task: Task, batch: Batch) -> None:
+    """Refuse a task whose losses are reduced, not finite, random, detached, or coupled between samples.
+
+    Args:
+        task: what to check, at the parameters that its model has now.
+        batch: at least one sample; two or more are needed to see that samples do not depend on each other.
+
+    Raises:
+        TaskError: with a sentence that says what to pass instead.
+    """
+    with frozen(task.model):
+        loss = PerSampleLoss(task)
+        batch = loss.to_device(batch)
+        size = batch_size(batch)
+        with torch.no_grad():
+            losses = loss(loss.parameters, batch)
+            _check_shape(losses, size)
+            _check_finite(losses)
+            again = loss(loss.parameters, batch)
+            spread = float(losses.abs().max()) + 1e-12
+            tolerance = 1e-4 if losses.dtype == torch.float32 else 1e-8
+            if not torch.allclose(losses, again, rtol=0, atol=tolerance * spread):
+                raise TaskError(
+                    "the loss of the same batch differs between two calls in evaluation mode: take randomness (functional "
+                    "dropout, sampling, augmentation) out of Task.losses, or seed it by sample"
+                )
+            if size > 1:
+                _check_independence(loss, batch, losses, size, max(tolerance * spread, 1e-6))
+        with torch.enable_grad():
+            leaves = {name: p.clone().requires_grad_() for name, p in loss.parameters.items()}
+            if not loss(leaves, select(batch, slice(0, min(size, 2)))).requires_grad:
+                raise TaskError(
+                    "the losses do not depend on the model's parameters through autograd: call self.model inside "
+                    "Task.losses, without torch.no_grad() or .detach()"
+                )
+
+
+def _check_shape(losses: Any, size: int) -> None:
+    if not isinstance(losses, Tensor):
+        raise TaskError(f"Task.losses returned {type(losses).__name__}; return a tensor of shape ({size},)")
+    if losses.ndim == 0:
+        raise TaskError(
+            "Task.losses returned one number for the whole batch; return one loss per sample, shape "
+            f"({size},): for PyTorch losses pass reduction='none'"
+        )
+    if losses.shape != (size,):
+        raise TaskError(
+            f"Task.losses returned shape {tuple(losses.shape)} for a batch of {size}; return shape ({size},): "
+            "reduce every dimension but the first (mean over tokens or pixels, as in training)"
+        )
+    if not losses.is_floating_point():
+        raise TaskError(f"Task.losses returned {losses.dtype}; return floating-point losses")
+
+
+def _check_finite(losses: Tensor) -> None:
+    bad = torch.nonzero(~torch.isfinite(losses)).flatten()
+    if len(bad):
+        raise TaskError(
+            f"the loss of {len(bad)} of {len(losses)} samples is not finite (position {int(bad[0])} of the batch first): "
+            "look at those samples, or clamp what overflows in Task.losses"
+        )
+
+
+def _check_independence(loss: PerSampleLoss, batch: Batch, losses: Tensor, size: int, tolerance: float) -> None:
+    half = slice(0, (size + 1) // 2)
+    alone = loss(loss.parameters, select(batch, half))
+    _check_shape(alone, (size + 1) // 2)
+    difference = float((alone - losses[half]).abs().max())
+    if difference > tolerance:
+        raise TaskError(
+            f"a sample's loss changes by {difference:.2g} when other samples leave the batch: return losses that depend on "
+            "their own sample only (no batch mean inside, no batch statistics, no in-batch negatives, no padding to the "
+            "longest that the loss can see)"
+        )

@@ -1,0 +1,7 @@
+"""Ready-made tasks: what the loss of a sample is."""
+
+from diffin.tasks.classification import Classification
+from diffin.tasks.function import FunctionTask
+from diffin.tasks.regression import Regression
+
+__all__ = ["Classification", "FunctionTask", "Regression"]
