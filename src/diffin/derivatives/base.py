@@ -1,0 +1,44 @@
+"""The one interface of the directional back ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from diffin.batches import Batch
+from diffin.probes import Probe
+from diffin.task import PerSampleLoss
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a probe says of a batch of B samples.
+
+    Attributes:
+        losses: Float64[Tensor, "B"], the losses at the checkpoint (for ``difference``: their mean over the displaced
+            parameters, which agrees to second order in the step).
+        derivatives: Float64[Tensor, "B"], ``D_u l_z + D2_{v,d} l_z``, without the probe's weight.
+    """
+
+    losses: Tensor
+    derivatives: Tensor
+
+
+Measure = Callable[[Batch], Measured]
+"""Measures one probe on a batch that is already on the device. Call it inside :func:`diffin.task.frozen`."""
+
+
+class Directional(Protocol):
+    """A way to take directional derivatives of per-sample losses."""
+
+    @property
+    def name(self) -> str:
+        """As users write it: ``"difference"``, ``"forward"`` or ``"ghost"``."""
+        ...
+
+    def prepare(self, loss: PerSampleLoss, probe: Probe) -> Measure:
+        """Do the work that all samples share, once."""
+        ...

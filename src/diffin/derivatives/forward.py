@@ -1,0 +1,53 @@
+"""Exact directional derivatives by forward-mode differentiation, nested once for the second order.
+
+Both terms of a second-order probe come from a single nesting. With ``g(theta, d) = D_d l(theta)``, the derivative of g
+at (theta, d) along (v, u) is ``D2_{v,d} l + D_u l``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from diffin.batches import Batch
+from diffin.derivatives.base import Measure, Measured
+from diffin.derivatives.composite import jvp, nested_forward_mode
+from diffin.probes import Probe
+from diffin.task import PerSampleLoss
+from diffin.vectors import Vector
+
+
+@dataclass(frozen=True)
+class Forward:
+    """``torch.func.jvp`` of the losses; attention and layer normalisation run by their composite formulas meanwhile."""
+
+    name: ClassVar[str] = "forward"
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def prepare(self, loss: PerSampleLoss, probe: Probe) -> Measure:
+        theta = loss.parameters
+        u = _on(probe.u, theta)
+        mixed = None if probe.mixed is None else (_on(probe.mixed[0], theta), _on(probe.mixed[1], theta))
+
+        def measure(batch: Batch) -> Measured:
+            def along(point: Vector, direction: Vector) -> tuple[Tensor, Tensor]:
+                value, tangent = jvp(lambda p: loss(p, batch), (point,), (direction,))
+                return value, tangent
+
+            with nested_forward_mode():
+                if mixed is None:
+                    losses, derivative = along(theta, u)
+                else:
+                    v, d = mixed
+                    (losses, _), (_, derivative) = jvp(along, (theta, d), (v, u))
+            return Measured(losses.detach().double(), derivative.detach().double())
+
+        return measure
+
+
+def _on(vector: Vector, like: Vector) -> Vector:
+    return {name: vector[name].to(tensor) for name, tensor in like.items()}

@@ -1,0 +1,115 @@
+"""Products of the Hessian of a mean loss with a vector, streamed over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffin import vectors
+from diffin.derivatives.composite import composite_attention
+from diffin.derivatives.gradient import Batches, mean_gradient, refuse_nonfinite
+from diffin.errors import DerivativeError
+from diffin.task import PerSampleLoss
+from diffin.vectors import Vector
+
+HessianProduct = Literal["exact", "difference"]
+
+_ERROR_NODES = frozenset(("torch::autograd::Error", "DelayedError"))
+
+
+def hessian_vector_product(
+    loss: PerSampleLoss,
+    batches: Batches,
+    vector: Mapping[str, Tensor],
+    *,
+    method: HessianProduct = "exact",
+    what: str = "the curvature set",
+) -> Vector:
+    """``H v`` for H the Hessian of the mean loss over all batches.
+
+    Args:
+        loss: the losses as a function of the parameters.
+        batches: the samples, read once (``exact``) or twice (``difference``).
+        vector: v, by parameter name.
+        method: ``"exact"`` differentiates the gradient (reverse over reverse); ``"difference"`` is
+            :func:`difference_product`, which needs first derivatives only and works with every attention kernel.
+        what: the name of the set in error messages.
+
+    Raises:
+        DerivativeError: a loss is not finite, the set is empty, or an operation has no second derivative.
+    """
+    if method == "difference":
+        return difference_product(loss, batches, vector, what=what)
+    if method == "exact":
+        return _exact_product(loss, batches, vector, what=what)
+    raise DerivativeError(f"hessian={method!r}: pass 'exact' or 'difference'")
+
+
+def _exact_product(loss: PerSampleLoss, batches: Batches, vector: Mapping[str, Tensor], *, what: str) -> Vector:
+    point = {name: t.detach().requires_grad_() for name, t in loss.parameters.items()}
+    leaves = list(point.values())
+    directions = [vector[name] for name in point]
+    total = vectors.zeros_like(loss.parameters)
+    count = 0
+    for batch in batches():
+        with torch.enable_grad(), composite_attention():
+            losses = loss(point, loss.to_device(batch))
+            refuse_nonfinite(losses, count, what)
+            gradients = torch.autograd.grad(losses.sum(), leaves, create_graph=True, allow_unused=True)
+            # A parameter that the loss is linear in, or does not use, has no second derivative to follow.
+            terms = [
+                (g * v).sum() for g, v in zip(gradients, directions, strict=True) if g is not None and g.requires_grad
+            ]
+            if terms:
+                if count == 0:
+                    refuse_once_differentiable(terms)
+                products = torch.autograd.grad(torch.stack(terms).sum(), leaves, allow_unused=True)
+                for tensor, product in zip(total.values(), products, strict=True):
+                    if product is not None:
+                        tensor.add_(product)
+        count += len(losses)
+    if count == 0:
+        raise DerivativeError(f"{what} is empty; a Hessian product needs at least one sample")
+    return vectors.scale(total, 1 / count)
+
+
+def difference_product(
+    loss: PerSampleLoss, batches: Batches, vector: Mapping[str, Tensor], *, what: str = "the curvature set"
+) -> Vector:
+    """``(grad(theta + e v) - grad(theta - e v)) / 2e``: the central form of Eq. 6 of Tan et al.
+
+    The step e displaces the parameters by ``cbrt(machine epsilon)`` of their norm, where the rounding of the gradients
+    and the cubic term of the expansion balance.
+    """
+    length = vectors.norm(vector)
+    if length == 0:
+        return vectors.zeros_like(loss.parameters)
+    precision = max(torch.finfo(t.dtype).eps for t in loss.parameters.values())
+    step = precision ** (1 / 3) * (vectors.norm(loss.parameters) or 1.0) / length
+    ahead = mean_gradient(loss, batches, at=vectors.add(loss.parameters, vector, step), what=what).gradient
+    behind = mean_gradient(loss, batches, at=vectors.add(loss.parameters, vector, -step), what=what).gradient
+    return vectors.scale(vectors.add(ahead, behind, -1.0), 1 / (2 * step))
+
+
+def refuse_once_differentiable(tensors: Iterable[Tensor]) -> None:
+    """Raise if a gradient in the graph of ``tensors`` came from an operation that says it can be differentiated once.
+
+    Such an operation raises when its second derivative is asked for, but the engine never asks: it leaves out whatever does
+    not lead to the leaves, and the product would silently lack a part.
+    """
+    pending = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        if node.name() in _ERROR_NODES:
+            raise DerivativeError(
+                "an operation of the model is marked as differentiable once only (a custom kernel?), so the Hessian cannot "
+                "be had by differentiating twice; pass hessian='difference'"
+            )
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                pending.append(following)

@@ -1,0 +1,240 @@
+"""Probes: what to measure at a checkpoint.
+
+For a fixed query, every estimator asks a sample z for the same number at a checkpoint theta,
+
+    weight * ( D_u l_z(theta) + D2_{v,d} l_z(theta) ),
+
+a directional derivative along u and, for second-order estimators, a mixed one along v and d. Building probes is the
+only part that needs gradients of anything; measuring them is a map over samples. They are saved as safetensors beside a
+JSON index, so that the two halves can run on different machines, and they carry the parameters they belong to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffin import vectors
+from diffin.errors import ProbeError
+from diffin.files import read_json, write_atomically, write_json
+from diffin.vectors import Vector
+
+FORMAT_VERSION = 1
+_INDEX = "probes.json"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One number to ask of every sample: ``weight * (D_u l_z + D2_{v,d} l_z)``.
+
+    Attributes:
+        weight: multiplies what is measured; the influence of a sample is the sum over all probes.
+        u: direction of the first derivative.
+        mixed: directions (v, d) of the mixed second derivative, or ``None`` for first order.
+    """
+
+    weight: float
+    u: Vector
+    mixed: tuple[Vector, Vector] | None = None
+
+    def __post_init__(self) -> None:
+        for vector in (self.u, *(self.mixed or ())):
+            if not vectors.is_finite(vector):
+                raise ProbeError(
+                    "a direction of the probe is not finite: the gradient or Hessian product of the query or of the "
+                    "curvature set overflowed at this checkpoint"
+                )
+
+
+@dataclass(frozen=True)
+class CheckpointProbes:
+    """The probes of one checkpoint, and the state at which to measure them.
+
+    Attributes:
+        step: steps taken before the checkpoint.
+        state: every tensor of the model there, by name.
+        probes: one, or one per proxy batch; their weights already hold the share of each.
+    """
+
+    step: int
+    state: dict[str, Tensor]
+    probes: tuple[Probe, ...]
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Probes of all checkpoints, on disk; iterate to load one checkpoint at a time.
+
+    Attributes:
+        path: the folder.
+        steps: steps taken before each checkpoint, ascending.
+        counts: the number of probes of each checkpoint.
+        parameters: names of the studied parameters.
+        metadata: which estimator, query and data they were built from.
+        digest: identifies the contents; scores refer to it.
+    """
+
+    path: Path
+    steps: tuple[int, ...]
+    counts: tuple[int, ...]
+    parameters: tuple[str, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+
+    @classmethod
+    def open(cls, path: str | Path) -> ProbeSet:
+        """Open a complete set of probes.
+
+        Raises:
+            ProbeError: there is none, it is incomplete, or of a newer format.
+        """
+        path = Path(path)
+        try:
+            index = read_json(path / _INDEX)
+        except FileNotFoundError:
+            raise ProbeError(
+                f"{path} holds no complete probes ({_INDEX} is missing); build them with diffin.build_probes"
+            ) from None
+        except ValueError as error:
+            raise ProbeError(f"{path / _INDEX} is damaged ({error}); build the probes again") from None
+        if index.get("format") != FORMAT_VERSION:
+            raise ProbeError(f"{path} has probe format {index.get('format')!r}; this version reads {FORMAT_VERSION}")
+        return cls(
+            path=path,
+            steps=tuple(entry["step"] for entry in index["checkpoints"]),
+            counts=tuple(len(entry["weights"]) for entry in index["checkpoints"]),
+            parameters=tuple(index["parameters"]),
+            metadata=index["metadata"],
+            digest=index["digest"],
+        )
+
+    def __len__(self) -> int:
+        """The number of checkpoints."""
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[CheckpointProbes]:
+        return (self.load(position) for position in range(len(self)))
+
+    def load(self, position: int) -> CheckpointProbes:
+        """Read the probes of one checkpoint.
+
+        Raises:
+            ProbeError: a file is missing, truncated or does not hold what the index says.
+        """
+        entry = read_json(self.path / _INDEX)["checkpoints"][position]
+        state = _load(self.path / _state_name(entry["step"]))
+        probes = []
+        for number, weight in enumerate(entry["weights"]):
+            tensors = _load(self.path / _probe_name(entry["step"], number))
+            parts: dict[str, Vector] = {"u": {}, "v": {}, "d": {}}
+            for key, tensor in tensors.items():
+                role, _, name = key.partition("/")
+                parts[role][name] = tensor
+            if set(parts["u"]) != set(self.parameters):
+                raise ProbeError(
+                    f"{self.path / _probe_name(entry['step'], number)} does not hold the parameters that {_INDEX} names"
+                )
+            probes.append(Probe(weight, parts["u"], (parts["v"], parts["d"]) if parts["v"] else None))
+        return CheckpointProbes(entry["step"], state, tuple(probes))
+
+
+class ProbeWriter:
+    """Writes probes checkpoint by checkpoint; nothing is readable as a set before :meth:`finish`.
+
+    Args:
+        path: folder, made if absent. Checkpoints already written there by an interrupted run of the same ``metadata``
+            are kept (see :meth:`has`).
+        parameters: names of the studied parameters.
+        metadata: JSON-able description of what the probes are built from; it identifies the run.
+
+    Raises:
+        ProbeError: the folder holds complete probes of another run.
+    """
+
+    def __init__(self, path: str | Path, parameters: list[str], metadata: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._parameters = parameters
+        self._metadata = dict(metadata)
+        self._run = hashlib.sha256(json.dumps([self._metadata, parameters], sort_keys=True).encode()).hexdigest()[:16]
+        if (self.path / _INDEX).exists() and read_json(self.path / _INDEX).get("run") != self._run:
+            raise ProbeError(
+                f"{self.path} holds probes of another run (other checkpoints, data, estimator or parameters); pass another "
+                "output, or remove it"
+            )
+
+    def has(self, step: int) -> bool:
+        """Whether an earlier, interrupted run of the same metadata has written this checkpoint completely."""
+        try:
+            return bool(read_json(self.path / _entry_name(step))["run"] == self._run)
+        except (FileNotFoundError, ValueError, KeyError):
+            return False
+
+    def write(self, checkpoint: CheckpointProbes) -> None:
+        digests = [_save(self.path / _state_name(checkpoint.step), checkpoint.state)]
+        for number, probe in enumerate(checkpoint.probes):
+            tensors = {f"u/{name}": t for name, t in probe.u.items()}
+            if probe.mixed is not None:
+                tensors |= {f"v/{name}": t for name, t in probe.mixed[0].items()}
+                tensors |= {f"d/{name}": t for name, t in probe.mixed[1].items()}
+            digests.append(_save(self.path / _probe_name(checkpoint.step, number), tensors))
+        weights = [probe.weight for probe in checkpoint.probes]
+        write_json(
+            self.path / _entry_name(checkpoint.step),
+            {"run": self._run, "step": checkpoint.step, "weights": weights, "digests": digests},
+        )
+
+    def finish(self, steps: list[int]) -> ProbeSet:
+        """Write the index over the checkpoints of ``steps`` and open the set."""
+        entries = [read_json(self.path / _entry_name(step)) for step in steps]
+        digest = hashlib.sha256(json.dumps([self._run, entries], sort_keys=True).encode()).hexdigest()[:16]
+        write_json(
+            self.path / _INDEX,
+            {
+                "format": FORMAT_VERSION,
+                "run": self._run,
+                "digest": digest,
+                "metadata": self._metadata,
+                "parameters": self._parameters,
+                "checkpoints": [{"step": e["step"], "weights": e["weights"], "digests": e["digests"]} for e in entries],
+            },
+        )
+        return ProbeSet.open(self.path)
+
+
+def _state_name(step: int) -> str:
+    return f"state-{step:08d}.safetensors"
+
+
+def _probe_name(step: int, number: int) -> str:
+    return f"probe-{step:08d}-{number:03d}.safetensors"
+
+
+def _entry_name(step: int) -> str:
+    return f"probe-{step:08d}.json"
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    # A contiguous copy each: safetensors refuses tensors that share memory, as tied weights do.
+    own = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    with write_atomically(path) as part:
+        save_file(own, str(part))
+        digest = hashlib.sha256(part.read_bytes()).hexdigest()
+    return digest
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(str(path))
+    except FileNotFoundError:
+        raise ProbeError(f"{path} is missing; build the probes again") from None
+    except SafetensorError as error:
+        raise ProbeError(f"{path} is damaged ({error}); build the probes again") from None
