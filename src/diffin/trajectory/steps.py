@@ -1,0 +1,211 @@
+"""The step log: what every optimizer step used, in Parquet segments that are each written whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffin.errors import TrajectoryError
+from diffin.files import write_atomically
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SUFFIX = ".parquet"
+_SMALL_COLUMNS = ["step", "learning_rates", "clip_coefficient", "skipped", "constants"]
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step, as it goes to disk.
+
+    Attributes:
+        learning_rates: used by the step, one a parameter group.
+        indices: samples of its batch, in order; ``None`` where the loop did not say.
+        micro_batches: how many of the indices each accumulated micro-batch had; ``None`` for a single batch.
+        clip_coefficient: what the gradients were multiplied by; ``None`` where nothing was clipped.
+        skipped: whether the optimizer left everything as it was (overflow in mixed precision).
+        constants: momentum and the like, one mapping a parameter group.
+    """
+
+    learning_rates: tuple[float, ...]
+    indices: IntArray | None
+    micro_batches: tuple[int, ...] | None
+    clip_coefficient: float | None
+    skipped: bool
+    constants: Sequence[dict[str, Any]]
+
+
+def write_segment(folder: Path, first: int, records: Sequence[StepRecord]) -> None:
+    """Write steps ``first``, ``first + 1``, ... as one file."""
+    import pyarrow as pa
+
+    constants: list[str | None] = [json.dumps(record.constants) for record in records]
+    # Only changes are written, but the first row always: each segment can be read alone.
+    shown = [now if i == 0 or now != constants[i - 1] else None for i, now in enumerate(constants)]
+    table = pa.table(
+        [
+            pa.array(range(first, first + len(records)), pa.int64()),
+            pa.array([record.learning_rates for record in records], pa.list_(pa.float64())),
+            pa.array([record.indices for record in records], pa.list_(pa.int64())),
+            pa.array([record.micro_batches for record in records], pa.list_(pa.int64())),
+            pa.array([record.clip_coefficient for record in records], pa.float64()),
+            pa.array([record.skipped for record in records], pa.bool_()),
+            pa.array(shown, pa.string()),
+        ],
+        names=["step", "learning_rates", "indices", "micro_batches", "clip_coefficient", "skipped", "constants"],
+    )
+    _write_table(folder / f"{first:012d}{_SUFFIX}", table)
+
+
+def drop_from(folder: Path, step: int) -> None:
+    """Remove the rows of ``step`` and later ones. Killed at any moment, it leaves a log without gaps."""
+    for path in reversed(_segments(folder)):
+        first = int(path.stem)
+        if first >= step:
+            path.unlink()
+            continue
+        table = _read_table(path, None)
+        if first + table.num_rows > step:
+            _write_table(path, table.slice(0, step - first))
+        break
+
+
+class StepLog:
+    """What each step of a training used; step t is the one that leads from the state after t steps to the next.
+
+    Attributes:
+        learning_rates: Float64[ndarray, "steps groups"], as the optimizer used them.
+        clip_coefficients: Float64[ndarray, "steps"], what the gradients were multiplied by; 1 without clipping.
+        skipped: Bool[ndarray, "steps"], true where the optimizer changed nothing (overflow in mixed precision).
+    """
+
+    def __init__(self, folder: Path | None, groups: int) -> None:
+        """Read the log, but for the sample indices, which are read when asked for.
+
+        Raises:
+            TrajectoryError: a segment is damaged or missing.
+        """
+        paths = [] if folder is None else _segments(folder)
+        self._starts: list[int] = []
+        self._paths = paths
+        self._constants: dict[int, list[dict[str, Any]]] = {}
+        rates, clips, skips = [np.empty((0, groups))], [np.empty(0)], [np.empty(0, dtype=bool)]
+        total = 0
+        for path in paths:
+            table = _read_table(path, _SMALL_COLUMNS)
+            rows = table.num_rows
+            if not np.array_equal(table["step"].to_numpy(), np.arange(total, total + rows)) or int(path.stem) != total:
+                raise TrajectoryError(
+                    f"{path} does not continue the step log at step {total}: a segment before it is missing or was "
+                    "replaced; restore it, or record the training again"
+                )
+            values = table["learning_rates"].combine_chunks().flatten().to_numpy()
+            if values.size != rows * groups:
+                raise TrajectoryError(f"{path} does not hold one learning rate for each of {groups} parameter groups")
+            rates.append(values.reshape(rows, groups))
+            clips.append(table["clip_coefficient"].fill_null(1.0).to_numpy())
+            skips.append(table["skipped"].to_numpy(zero_copy_only=False).astype(bool))
+            for row, text in enumerate(table["constants"].to_pylist()):
+                if text is not None:
+                    self._constants[total + row] = _parse(text, path)
+            self._starts.append(total)
+            total += rows
+        self.learning_rates: FloatArray = np.concatenate(rates)
+        self.clip_coefficients: FloatArray = np.concatenate(clips)
+        self.skipped: npt.NDArray[np.bool_] = np.concatenate(skips)
+        self._changes = np.array(sorted(self._constants), dtype=np.int64)
+        self._segment = lru_cache(maxsize=4)(self._load)
+
+    def __len__(self) -> int:
+        """The number of steps recorded."""
+        return len(self.skipped)
+
+    def indices(self, step: int) -> IntArray | None:
+        """The samples of the batch of ``step``, in order. Int64[ndarray, "batch"], or ``None`` if not recorded."""
+        return self._lists(step, "indices")
+
+    def micro_batches(self, step: int) -> tuple[int, ...] | None:
+        """Sizes of the micro-batches whose gradients the step accumulated, in order; ``None`` for a single batch."""
+        sizes = self._lists(step, "micro_batches")
+        return None if sizes is None else tuple(sizes.tolist())
+
+    def clip_coefficient(self, step: int) -> float:
+        """What the gradients of ``step`` were multiplied by; 1 where nothing was clipped."""
+        self._check(step)
+        return float(self.clip_coefficients[step])
+
+    def constants(self, step: int) -> list[dict[str, Any]]:
+        """Momentum, betas, weight decay and so on that ``step`` used, one mapping a parameter group."""
+        self._check(step)
+        return self._constants[int(self._changes[np.searchsorted(self._changes, step, side="right") - 1])]
+
+    @property
+    def constants_vary(self) -> bool:
+        """Whether any of the constants changed during the training."""
+        first = next(iter(self._constants.values()), None)
+        return any(value != first for value in self._constants.values())
+
+    def steps_without_indices(self) -> IntArray:
+        """The steps whose samples were not recorded, ascending; skipped ones, which no sample influenced, left out."""
+        missing = [
+            start + np.flatnonzero(_read_table(path, ["indices"])["indices"].is_null().to_numpy(zero_copy_only=False))
+            for start, path in zip(self._starts, self._paths, strict=True)
+        ]
+        steps = np.concatenate(missing) if missing else np.empty(0, dtype=np.int64)
+        return steps[~self.skipped[steps]]
+
+    def _check(self, step: int) -> None:
+        if not 0 <= step < len(self):
+            raise TrajectoryError(f"step={step} was not recorded: the log has steps 0 to {len(self) - 1}")
+
+    def _lists(self, step: int, column: str) -> IntArray | None:
+        self._check(step)
+        segment = int(np.searchsorted(self._starts, step, side="right")) - 1
+        value = self._segment(segment)[column][step - self._starts[segment]]
+        return np.array(value.values.to_numpy(), dtype=np.int64) if value.is_valid else None
+
+    def _load(self, segment: int) -> pa.Table:
+        return _read_table(self._paths[segment], ["indices", "micro_batches"]).combine_chunks()
+
+
+def _segments(folder: Path) -> list[Path]:
+    """Segment files in order; anything else in the folder (leftovers of a killed writer) is ignored."""
+    return sorted(path for path in folder.glob(f"*{_SUFFIX}") if path.stem.isascii() and path.stem.isdigit())
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    import pyarrow.parquet as pq
+
+    with write_atomically(path) as part:
+        pq.write_table(table, part, compression="zstd")
+
+
+def _read_table(path: Path, columns: Iterable[str] | None) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read(columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise TrajectoryError(
+            f"{path} is damaged ({error}); restore it, or remove it and every later segment and record the rest again"
+        ) from None
+
+
+def _parse(text: str, path: Path) -> list[dict[str, Any]]:
+    try:
+        return list(json.loads(text))
+    except ValueError as error:
+        raise TrajectoryError(f"{path} is damaged (constants: {error})") from None
