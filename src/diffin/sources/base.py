@@ -1,0 +1,90 @@
+"""What can be read: samples in a fixed order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffin.batches import Batch
+from diffin.errors import DatasetError
+
+Indices = npt.NDArray[np.int64]
+Collate = Callable[[list[Any]], Batch]
+
+
+class Source(ABC):
+    """Samples in a fixed order.
+
+    Attributes:
+        length: the number of samples, ``None`` when it is unknown before the end.
+        random_access: whether any sample can be read without reading those before it.
+    """
+
+    length: int | None
+    random_access: bool
+
+    @abstractmethod
+    def batches(
+        self, batch_size: int, start: int = 0, stop: int | None = None, *, align: int | None = None
+    ) -> Iterator[tuple[Indices, Batch]]:
+        """Read the samples at positions ``start`` (inclusive) to ``stop`` (exclusive, ``None`` for the end).
+
+        Args:
+            batch_size: samples in a batch; the last one may hold fewer.
+            start: first position.
+            stop: position after the last one; past the end of the dataset, its end.
+            align: no batch holds samples from both sides of a multiple of ``align``.
+
+        Yields:
+            Indices into the dataset, Int64[ndarray, "B"], and what the collate function made of the samples.
+
+        Raises:
+            DatasetError: the dataset is empty, or its length is not what it was.
+        """
+
+    @abstractmethod
+    def select(self, indices: Sequence[int] | Indices) -> Source:
+        """The samples at ``indices`` of this source, in ascending order; batches keep the indices of the dataset.
+
+        Raises:
+            DatasetError: an index is out of range; in a source of unknown length, that shows when it is read.
+        """
+
+    def _check(self, batch_size: int, start: int, stop: int | None) -> None:
+        if batch_size < 1:
+            raise DatasetError(f"batch_size={batch_size}; pass 1 or more")
+        if start < 0 or (stop is not None and stop < start) or (self.length is not None and start > self.length):
+            size = "unknown length" if self.length is None else f"{self.length} samples"
+            raise DatasetError(
+                f"positions {start} to {stop} do not lie in a dataset of {size}; has its length changed?"
+            )
+
+
+def ranges(start: int, stop: int | None, size: int, align: int | None) -> Iterator[tuple[int, int]]:
+    """First and last position of each batch; ``stop=None`` goes on for ever."""
+    while stop is None or start < stop:
+        end = start + size
+        if stop is not None:
+            end = min(end, stop)
+        if align is not None:
+            end = min(end, (start // align + 1) * align)
+        yield start, end
+        start = end
+
+
+def checked_indices(indices: Sequence[int] | Indices, length: int | None) -> Indices:
+    """``indices`` in ascending order, or a DatasetError for one that cannot be in a dataset of that length."""
+    array = np.asarray(indices)
+    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
+        raise DatasetError(
+            f"indices must be whole numbers in one dimension, and are {array.dtype} of shape {array.shape}"
+        )
+    outside = array[(array < 0) | (array >= (np.inf if length is None else length))]
+    if len(outside):
+        allowed = "0 or more" if length is None else f"0 to {length - 1}"
+        raise DatasetError(f"index {int(outside[0])} is not in a dataset of {length or 'some'} samples; pass {allowed}")
+    return np.sort(array.astype(np.int64))
