@@ -1,0 +1,121 @@
+"""What a set of scores was computed from: written before the first part, completed after the last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from diffin.errors import ScoringError
+from diffin.probes import ProbeSet
+from diffin.scoring.columns import names
+
+FORMAT_VERSION = 1
+LISTED_FAILURES = 1000
+"""How many failed samples are listed by index; all of them are counted."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How scores were computed. Two runs with equal manifests write equal bytes.
+
+    Attributes:
+        probes: digest, steps, counts and metadata of the probes.
+        derivatives: what recreates the back end: its name, and its step if it has one.
+        batch_size: samples measured at once.
+        part_rows: samples of a part; the last part may hold fewer.
+        length: samples of the dataset, ``None`` if that was unknown.
+        sample: digest of a few samples of the dataset, to notice another dataset of the same length.
+        self_check: what the self-check of the derivatives found, ``None`` if it was not run.
+        device: where the samples were measured.
+        rows: samples scored; ``None`` until the scores are complete.
+        failed_count: samples whose loss or influence is not finite.
+        failed: the first of their indices.
+    """
+
+    probes: Mapping[str, Any]
+    derivatives: Mapping[str, Any]
+    batch_size: int
+    part_rows: int
+    length: int | None
+    sample: str
+    self_check: Mapping[str, Any] | None = None
+    device: str = "cpu"
+    rows: int | None = None
+    failed_count: int = 0
+    failed: tuple[int, ...] = field(default=())
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return tuple(self.probes["steps"])
+
+    @property
+    def parts(self) -> int | None:
+        """The number of parts of complete scores."""
+        return None if self.rows is None else math.ceil(self.rows / self.part_rows)
+
+    def completed(self, rows: int, failed_count: int, failed: tuple[int, ...]) -> Manifest:
+        return replace(self, rows=rows, failed_count=failed_count, failed=failed)
+
+    def to_json(self) -> dict[str, Any]:
+        content = {
+            "format": FORMAT_VERSION,
+            "complete": self.rows is not None,
+            "columns": names(self.steps),
+            **asdict(self),
+        }
+        plain: dict[str, Any] = _without_nan(content)
+        return plain
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Manifest:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ScoringError: it is of another format, or an entry is missing.
+        """
+        if content.get("format") != FORMAT_VERSION:
+            raise ScoringError(f"the scores have format {content.get('format')!r}; this version reads {FORMAT_VERSION}")
+        try:
+            known = {name: content[name] for name in cls.__dataclass_fields__}
+            manifest = cls(**{**known, "failed": tuple(known["failed"])})
+            names(manifest.steps)
+        except (KeyError, TypeError) as error:
+            raise ScoringError(
+                f"the manifest of the scores is damaged ({error!r}); score again into another folder"
+            ) from None
+        return manifest
+
+    def differences(self, other: Manifest) -> list[str]:
+        """What keeps ``other`` from going on with this run, in words."""
+        found = []
+        if self.probes["digest"] != other.probes["digest"]:
+            found.append(f"the probes (digest {self.probes['digest']} there, {other.probes['digest']} now)")
+        for name in ("derivatives", "batch_size", "part_rows", "length"):
+            there, now = getattr(self, name), getattr(other, name)
+            if there != now:
+                found.append(f"{name} ({there} there, {now} now)")
+        if self.length == other.length and self.sample != other.sample:
+            found.append("the samples of the dataset")
+        return found
+
+
+def describe_probes(probes: ProbeSet) -> dict[str, Any]:
+    return {
+        "digest": probes.digest,
+        "steps": list(probes.steps),
+        "counts": list(probes.counts),
+        "metadata": dict(probes.metadata),
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no numbers that are not finite: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    return value
