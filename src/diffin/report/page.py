@@ -1,0 +1,218 @@
+"""Writing the page: everything a person needs to judge a ranking, in one file that opens anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from diffin.errors import ProblemError, ScoringError
+from diffin.files import write_atomically
+from diffin.problem import Problem
+from diffin.report import figures
+from diffin.report.cards import Card, Ints, Side, make_cards
+from diffin.report.dependencies import require
+from diffin.report.method import Method
+from diffin.report.numbers import Unit, count, share
+from diffin.report.predictions import Said, describe
+from diffin.report.reading import read_items
+from diffin.report.samples import Shown, show_item
+from diffin.scoring.scores import Scores
+
+DRAWN_COURSES = 5
+LISTED_FAILURES = 60
+
+
+def write_report(
+    scores: Scores,
+    path: str | Path,
+    *,
+    problem: Problem | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    flagged: Iterable[int] | None = None,
+    title: str = "Training influence",
+    extra: Mapping[str, Any] | None = None,
+    flagged_as: str = "flagged",
+    top: int = 24,
+) -> Path:
+    """Write scores as one HTML page: no other file, no network.
+
+    Positive influence harms, negative helps, as everywhere.
+
+    Args:
+        scores: a :class:`diffin.Scores`.
+        path: the file to write; an existing folder gets a ``report.html``. Replaced when complete.
+        problem: what was scored; its training data give the pictures, texts or rows, and its task the labels. Without
+            it the page shows numbers only.
+        state: parameters and buffers of the final model, for predictions; without it there are none.
+        flagged: indices of samples known to be bad, e.g. mislabelled on purpose: they get a badge, and the page shows
+            how many of them the ranking finds, and how many a ranking by loss does.
+        title: the headline.
+        extra: whatever else is to stand under "how it was computed": versions, seed, git revision. May be nested.
+        flagged_as: what the badge says.
+        top: how many samples to show of either end.
+
+    Returns:
+        The path written to.
+
+    Raises:
+        MissingDependencyError: the ``report`` extra is not installed.
+        DatasetError: the training data of ``problem`` lack a sample that the scores refer to.
+        TrajectoryError: ``state`` does not fit the model.
+        ProblemError: ``problem.show`` fails.
+        ScoringError: ``top`` is below 1.
+    """
+    if top < 1:
+        raise ScoringError(f"top={top}; pass how many samples to show of either end of the ranking, 1 or more")
+    jinja2, plotly = require("jinja2"), require("plotly.offline")
+    template = files("diffin.report") / "template"
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["count"], environment.filters["share"] = count, share
+    content = _content(scores, problem, state, {int(i) for i in flagged or ()}, flagged_as, top, extra or {})
+    # The HTML parser reads a line break as "\n", and the hash that admits a script is taken of what it reads.
+    scripts = [
+        text.replace("\r\n", "\n")
+        for text in (plotly.get_plotlyjs(), (template / "page.js").read_text(encoding="utf-8"))
+    ]
+    markup = require("markupsafe").Markup
+    payload = markup(_json_in_html(content.pop("payload")))
+    html = environment.from_string((template / "page.html").read_text(encoding="utf-8")).render(
+        **content,
+        payload=payload,
+        title=title,
+        flagged_as=flagged_as,
+        style=markup((template / "page.css").read_text(encoding="utf-8")),
+        scripts=[markup(script) for script in scripts],
+        hashes=[_hash(script) for script in scripts],
+    )
+    path = Path(path)
+    path = path / "report.html" if path.is_dir() else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path) as part:
+        part.write_bytes(html.encode("utf-8", errors="replace"))
+    return path
+
+
+def _content(
+    scores: Scores,
+    problem: Problem | None,
+    state: Mapping[str, Tensor] | None,
+    flagged: set[int],
+    flagged_as: str,
+    top: int,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the template asks for."""
+    influence, steps = scores.influence, np.asarray(scores.steps)
+    harmful, helpful = Side.harmful(scores, top), Side.helpful(scores, top)
+    unit = Unit.of(influence[np.concatenate([harmful.rows, helpful.rows])])
+    chosen = [int(i) for i in (*harmful.indices, *helpful.indices)]
+    shown, said, trouble = _look_at(problem, chosen, state)
+    ranks = _ranks(influence)
+    sides = [
+        (name, side.total, make_cards(scores, side, ranks, unit, flagged, shown, said))
+        for name, side in (("harmful", harmful), ("helpful", helpful))
+    ]
+    flagged_rows = np.flatnonzero(np.isin(scores.index, np.fromiter(flagged, dtype=np.int64, count=len(flagged))))
+    terms = scores.terms
+    typical = figures.running_quantiles(terms) if len(harmful.rows) + len(helpful.rows) else None
+    found = figures.search(influence, scores.loss, flagged_rows, flagged_as)
+    drawn = {
+        "distribution": figures.distribution(influence, unit, flagged_rows, flagged_as),
+        "courses": figures.courses(scores, typical, harmful.rows[:DRAWN_COURSES], helpful.rows[:DRAWN_COURSES], unit),
+        "halves": figures.halves(terms, scores.index),
+        "search": found[0] if found else None,
+    }
+    ranked = int(np.isfinite(influence).sum())
+    failed = [int(i) for i in scores.failed]
+    stability = scores.stability if len(steps) > 1 and ranked > 1 else None
+    return {
+        "samples": len(scores),
+        "checkpoints": len(steps),
+        "unit": unit.label,
+        "sides": sides,
+        "wide": any(card.shown.kind in ("text", "row") for _, _, cards in sides for card in cards),
+        "figures": drawn,
+        "found": found[1] if found else [],
+        "found_at": figures.FOUND_AT,
+        "reliability": None if stability is None else stability.reliability,
+        "stability": stability.sentence() if stability is not None else "",
+        "failed": failed[:LISTED_FAILURES],
+        "failures": len(influence) - ranked,
+        "trouble": trouble,
+        "method": Method.of(scores.metadata, [int(s) for s in steps], extra),
+        "payload": {
+            "unit": unit.label,
+            "steps": [int(s) for s in steps],
+            "median": _finite(typical[1] * unit.factor) if typical else [],
+            "cards": {name: [_card_data(scores, card, unit, ranked) for card in cards] for name, _, cards in sides},
+            "figures": {name: {"traces": f.traces, "layout": f.layout} for name, f in drawn.items() if f is not None},
+        },
+    }
+
+
+def _look_at(
+    problem: Problem | None, indices: Sequence[int], state: Mapping[str, Tensor] | None
+) -> tuple[dict[int, Shown], dict[int, Said], str]:
+    """What the samples look like, what is said of them, and why nothing is said, if so."""
+    if problem is None:
+        return {}, {}, ""
+    shown = {}
+    for index, item in read_items(problem.train, indices).items():
+        try:
+            shown[index] = show_item(item, problem.show)
+        except Exception as error:
+            if problem.show is None:
+                raise
+            raise ProblemError(
+                f"Problem(show=...) failed on sample {index}: {type(error).__name__}: {error}"
+            ) from error
+    said, trouble = describe(problem, indices, state)
+    return shown, said, trouble
+
+
+def _card_data(scores: Scores, card: Card, unit: Unit, ranked: int) -> dict[str, Any]:
+    """What the detail view of a card needs; all of it numbers, or text that is shown as text."""
+    error = float(scores.standard_error[card.row]) * unit.factor
+    return {
+        "index": card.index,
+        "terms": _finite(scores.terms[card.row] * unit.factor),
+        "error": float(f"{error:.6g}") if np.isfinite(error) else None,
+        "facts": [
+            ["influence", f"{card.measured} {unit.label}".strip()],
+            ["rank", f"{card.rank:,} of {ranked:,}, most harmful first"],
+            ["mean loss", card.loss],
+            *([["label", card.label]] if card.label else []),
+            *([["model says", card.prediction]] if card.prediction else []),
+        ],
+    }
+
+
+def _ranks(influence: Any) -> Ints:
+    """1 for the largest; samples without influence come last."""
+    ranks = np.empty(len(influence), dtype=np.int64)
+    ranks[np.argsort(-influence, kind="stable")] = np.arange(1, len(influence) + 1)
+    return ranks
+
+
+def _finite(values: Any) -> list[float | None]:
+    return [float(f"{v:.6g}") if np.isfinite(v) else None for v in values]
+
+
+def _json_in_html(value: Any) -> str:
+    """JSON that no HTML parser can take for markup: it holds no ``<``, ``>`` or ``&``."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
