@@ -1,0 +1,44 @@
+"""What training on each sample did to a model, for every sample of a training set.
+
+The words and the sign, everywhere: the influence of a sample is the effect of *training on it* on the loss of a query.
+Negative helps, positive harms.
+"""
+
+from diffin import tasks
+from diffin.errors import DiffinError
+from diffin.estimators import DiffIn, Estimator, MoSo, TracIn, build_probes
+from diffin.probes import ProbeSet
+from diffin.problem import Problem, load_problem
+from diffin.scoring import Scores, score, score_probes
+from diffin.sources import Indexed
+from diffin.task import Task
+from diffin.trajectory import Checkpoint, LogSpaced, Recorder, Trajectory
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # Record a training run.
+    "Recorder",
+    "LogSpaced",
+    "Indexed",
+    # Read it back.
+    "Trajectory",
+    "Checkpoint",
+    # Say what is asked.
+    "Task",
+    "tasks",
+    "Problem",
+    "load_problem",
+    # Estimate.
+    "Estimator",
+    "DiffIn",
+    "TracIn",
+    "MoSo",
+    "build_probes",
+    "ProbeSet",
+    "score",
+    "score_probes",
+    "Scores",
+    # What can go wrong.
+    "DiffinError",
+]

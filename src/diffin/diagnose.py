@@ -1,0 +1,119 @@
+"""Before a long run: do the derivatives hold, what will it cost, and what cannot be replayed."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffin.batches import batch_size
+from diffin.derivatives.selfcheck import SelfCheck, choose
+from diffin.estimators.base import Estimator, build_probes
+from diffin.problem import Problem
+from diffin.sources import open_source
+from diffin.task import PerSampleLoss, frozen
+from diffin.trajectory import Trajectory
+
+_TIMED = 256
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What scoring will take on this machine, from a short measured run.
+
+    Attributes:
+        samples: N, or ``None`` if the training set does not say.
+        checkpoints: m.
+        probe_seconds: to build the probes of all checkpoints.
+        inference_seconds: one plain pass over the data and all checkpoints, reading included; ``None`` without N.
+        scoring_seconds: the same with the chosen back end.
+        probe_bytes: what the probes take on disk.
+    """
+
+    samples: int | None
+    checkpoints: int
+    probe_seconds: float
+    inference_seconds: float | None
+    scoring_seconds: float | None
+    probe_bytes: int
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What :func:`diagnose` found."""
+
+    check: SelfCheck
+    forecast: Forecast
+    replay_obstacles: tuple[str, ...]
+
+
+def diagnose(
+    problem: Problem,
+    trajectory: Trajectory,
+    *,
+    estimator: Estimator,
+    parameters: Sequence[str] | str | None = None,
+    progress: bool = True,
+) -> Diagnosis:
+    """Check every derivative back end, and forecast a scoring run.
+
+    Probes are built at the first, the middle and the last checkpoint only, and a few hundred samples are measured.
+
+    Args:
+        problem: task, training set and query.
+        trajectory: what training left behind.
+        estimator: what will be estimated with.
+        parameters: name patterns of the studied parameters.
+        progress: show a bar.
+
+    Raises:
+        DiffinError: as :func:`diffin.score` would.
+    """
+    count = len(trajectory.checkpoints)
+    few = copy.copy(trajectory)
+    few.checkpoints = tuple(trajectory.checkpoints[i] for i in sorted({0, count // 2, count - 1})) if count else ()
+    start = time.perf_counter()
+    probes = build_probes(
+        problem.task, few, problem.train, query=problem.query, estimator=estimator, parameters=parameters,
+        collate=problem.collate, progress=progress,
+    )  # fmt: skip
+    building = (time.perf_counter() - start) * count / len(few.checkpoints)
+    source = open_source(problem.train, collate=problem.collate)
+    start = time.perf_counter()
+    _, batch = next(iter(source.batches(_TIMED)))
+    reading = (time.perf_counter() - start) / batch_size(batch)
+    check = choose(problem.task, probes, batch, every=True).report
+    with frozen(problem.task.model):
+        loss = PerSampleLoss(problem.task, probes.load(0).state, list(probes.parameters))
+        plain = _seconds_a_sample(loss, batch)
+    size = sum(file.stat().st_size for file in probes.path.glob("*.safetensors"))
+    cost = next(entry.cost for entry in check.back_ends if entry.name == check.chosen) or 1.0
+    passes = None if source.length is None else source.length * count
+    read = 0.0 if source.length is None else source.length * reading
+    return Diagnosis(
+        check=check,
+        forecast=Forecast(
+            samples=source.length,
+            checkpoints=count,
+            probe_seconds=building,
+            inference_seconds=None if passes is None else read + passes * plain,
+            scoring_seconds=None if passes is None else read + passes * plain * cost,
+            probe_bytes=size * count // len(few.checkpoints),
+        ),
+        replay_obstacles=tuple(trajectory.replay_obstacles()),
+    )
+
+
+def _seconds_a_sample(loss: PerSampleLoss, batch: object) -> float:
+    """The faster of three plain passes."""
+    import torch
+
+    batch = loss.to_device(batch)
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(3):
+            start = time.perf_counter()
+            float(loss(loss.parameters, batch).sum())
+            best = min(best, time.perf_counter() - start)
+    return best / batch_size(batch)
