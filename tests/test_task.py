@@ -233,3 +233,9 @@ def test_selecting_rows_keeps_what_has_no_batch_dimension() -> None:
 def test_a_batch_without_tensors_is_named() -> None:
     with pytest.raises(DatasetError, match="no tensor with a batch dimension"):
         batch_size(["a", "b"])
+
+
+def test_wrappers_of_training_are_taken_off() -> None:
+    net = model()
+    assert Classification(torch.compile(net)).model is net
+    assert Classification(nn.DataParallel(net)).model is net

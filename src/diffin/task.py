@@ -21,18 +21,29 @@ from diffin.errors import TaskError, TrajectoryError
 from diffin.vectors import Vector
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 class Task(ABC):
     """A model and the loss that it was trained with, one value per sample.
 
     Subclass it and write :meth:`losses`, or pass a function to :class:`diffin.tasks.FunctionTask`.
 
     Args:
-        model: the module whose parameters are studied. Whatever calls it inside :meth:`losses` must go through
-            ``self.model``.
+        model: the module whose parameters are studied; a wrapper of ``torch.compile`` or of data-parallel training is
+            taken off. Whatever calls it inside :meth:`losses` must go through ``self.model``.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model = unwrapped(model)
 
     @abstractmethod
     def losses(self, batch: Batch) -> Tensor:
