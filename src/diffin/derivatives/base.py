@@ -42,3 +42,9 @@ class Directional(Protocol):
     def prepare(self, loss: PerSampleLoss, probe: Probe) -> Measure:
         """Do the work that all samples share, once."""
         ...
+
+
+def as_float64(tensor: Tensor) -> Tensor:
+    """Detached, in float64; on the host where the device has no such type (MPS)."""
+    tensor = tensor.detach()
+    return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()

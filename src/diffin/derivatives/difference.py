@@ -25,7 +25,7 @@ from torch import Tensor
 
 from diffin import vectors
 from diffin.batches import Batch
-from diffin.derivatives.base import Measure, Measured
+from diffin.derivatives.base import Measure, Measured, as_float64
 from diffin.errors import DerivativeError
 from diffin.probes import Probe
 from diffin.task import PerSampleLoss
@@ -44,8 +44,7 @@ class Difference:
     name: ClassVar[str] = "difference"
 
     def __post_init__(self) -> None:
-        if not 0 < self.step < 1:
-            raise DerivativeError(f"step={self.step!r}: pass a fraction of the norm of the parameters, e.g. 1e-3")
+        refuse_step(self.step)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "step": self.step}
@@ -56,7 +55,7 @@ class Difference:
 
         def measure(batch: Batch) -> Measured:
             with torch.inference_mode():
-                losses = [loss(displaced, batch).double() for _, displaced in terms]
+                losses = [as_float64(loss(displaced, batch)) for _, displaced in terms]
                 mean = torch.stack(losses).mean(dim=0)
                 if not divisor:
                     return Measured(mean, torch.zeros_like(mean))
@@ -64,6 +63,12 @@ class Difference:
                 return Measured(mean, signed.sum(dim=0) / divisor)
 
         return measure
+
+
+def refuse_step(step: float) -> None:
+    """Raise if ``step`` is not a fraction of the norm of the parameters."""
+    if not 0 < step < 1:
+        raise DerivativeError(f"step={step!r}: pass a fraction of the norm of the parameters, e.g. 1e-3")
 
 
 def refuse_half_precision(loss: PerSampleLoss) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from diffin.batches import Batch
-from diffin.derivatives.base import Measure, Measured
+from diffin.derivatives.base import Measure, Measured, as_float64
 from diffin.derivatives.composite import jvp, nested_forward_mode
 from diffin.probes import Probe
 from diffin.task import PerSampleLoss
@@ -44,7 +44,7 @@ class Forward:
                 else:
                     v, d = mixed
                     (losses, _), (_, derivative) = jvp(along, (theta, d), (v, u))
-            return Measured(losses.detach().double(), derivative.detach().double())
+            return Measured(as_float64(losses), as_float64(derivative))
 
         return measure
 

@@ -31,9 +31,9 @@ from torch.func import functional_call
 
 from diffin import vectors
 from diffin.batches import Batch, batch_size, select
-from diffin.derivatives.base import Measure, Measured
+from diffin.derivatives.base import Measure, Measured, as_float64
 from diffin.derivatives.composite import jvp, nested_forward_mode, unfused_encoder
-from diffin.derivatives.difference import refuse_half_precision, unit_step
+from diffin.derivatives.difference import refuse_half_precision, refuse_step, unit_step
 from diffin.errors import DerivativeError
 from diffin.probes import Probe
 from diffin.task import PerSampleLoss
@@ -75,8 +75,7 @@ class Ghost:
     name: ClassVar[str] = "ghost"
 
     def __post_init__(self) -> None:
-        if not 0 < self.step < 1:
-            raise DerivativeError(f"step={self.step!r}: pass a fraction of the norm of the parameters, e.g. 1e-3")
+        refuse_step(self.step)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "step": self.step}
@@ -147,7 +146,7 @@ class _FirstDerivative:
             derivatives += share
         if rest:
             derivatives += self._forward(batch, rest)
-        return losses.double(), derivatives.double()
+        return as_float64(losses), as_float64(derivatives)
 
     def _pass(self, batch: Batch, layers: list[_Layer]) -> tuple[Tensor, list[tuple[_Layer, Tensor | None]]]:
         """One forward and one backward: the losses, and each layer call's share of the derivatives."""

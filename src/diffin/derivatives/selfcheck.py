@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffin.batches import Batch, batch_size, select
-from diffin.derivatives.base import Directional
+from diffin.derivatives.base import Directional, as_float64
 from diffin.derivatives.composite import composite_attention
 from diffin.derivatives.difference import Difference
 from diffin.derivatives.forward import Forward
@@ -246,7 +246,7 @@ def reverse_over_reverse(loss: PerSampleLoss, probe: Probe, batch: Batch) -> Ten
                     refuse_once_differentiable([along_v])
                     second = torch.autograd.grad(along_v, leaves, allow_unused=True)
                     value = value + _product(second, point, probe.mixed[1])
-        values.append(value.detach().double())
+        values.append(as_float64(value))
     return torch.stack(values)
 
 

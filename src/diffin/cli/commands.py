@@ -1,0 +1,203 @@
+"""``diffin score``, ``report`` and ``diagnose``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+import diffin
+from diffin.cli.options import (
+    EstimatorName,
+    Parameters,
+    ProblemFile,
+    ProxyBatch,
+    ProxyBatches,
+    Quiet,
+    RunFolder,
+    Seed,
+    make_estimator,
+    whole,
+)
+from diffin.cli.terminal import console, number, plain
+from diffin.provenance import environment, write_run_file
+
+
+def score(
+    problem: ProblemFile,
+    run: RunFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the scores (Parquet) and the probes.")],
+    estimator: EstimatorName = "diffin",
+    proxy_batch: ProxyBatch = "512",
+    proxy_batches: ProxyBatches = 1,
+    seed: Seed = 0,
+    derivatives: Annotated[
+        Literal["auto", "difference", "forward", "ghost"],
+        typer.Option(
+            "--derivatives",
+            "-d",
+            help="How derivatives are taken; auto: the cheapest that a self-check finds accurate.",
+        ),
+    ] = "auto",
+    batch_size: Annotated[str, typer.Option(help="Samples measured at once, or 'auto'.")] = "auto",
+    parameters: Parameters = None,
+    workers: Annotated[int, typer.Option(help="Processes that read the data.")] = 0,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with an interrupted run; --no-resume replaces what is there.")
+    ] = True,
+    report: Annotated[bool, typer.Option(help="Also write report.html into the output folder.")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Score every training sample of a recorded run.
+
+    Example: `diffin score problem.py runs/a -o scores/a`. Killed, the same command goes on where it stopped.
+    """
+    asked = diffin.load_problem(problem)
+    trajectory = diffin.Trajectory.open(run)
+    arguments = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in locals().items()
+        if name in _SCORE_ARGUMENTS
+    }
+    start = time.perf_counter()
+    scores = diffin.score(
+        asked.task, trajectory, asked.train, query=asked.query, collate=asked.collate,
+        estimator=make_estimator(estimator, proxy_batch, proxy_batches, seed), derivatives=derivatives,
+        batch_size="auto" if batch_size == "auto" else whole("--batch-size", batch_size),
+        parameters=parameters or None, output=output, resume=resume, progress=not quiet, workers=workers,
+    )  # fmt: skip
+    write_run_file(output, "score", arguments)
+    console.print(f"{len(scores):,} samples scored in {time.perf_counter() - start:.1f} s -> {output}", soft_wrap=True)
+    _print_ends(scores)
+    console.print(scores.stability.sentence())
+    if report:
+        final = trajectory.final
+        page = _write_page(scores, output / "report.html", asked, None if final is None else final.state, seed)
+        console.print(f"[bold]The page:[/] {page.resolve()}", soft_wrap=True)
+
+
+def report(
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Folder that `diffin score` wrote.")],
+    problem: Annotated[Path | None, typer.Option("--problem", help="Problem file, to show samples and labels.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Recorded run, to show what its final model predicts.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page; SCORES/report.html by default.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many samples to show of either end.")] = 24,
+) -> None:
+    """Write saved scores as one self-contained HTML page.
+
+    Example: `diffin report scores/a --problem problem.py --run runs/a`.
+    """
+    opened = diffin.Scores.open(scores)
+    asked = None if problem is None else diffin.load_problem(problem)
+    final = None if run is None else diffin.Trajectory.open(run).final
+    page = _write_page(
+        opened, output or scores / "report.html", asked, None if final is None else final.state, None, top
+    )
+    console.print(f"[bold]The page:[/] {page.resolve()}", soft_wrap=True)
+
+
+def diagnose(
+    problem: ProblemFile,
+    run: RunFolder,
+    estimator: EstimatorName = "diffin",
+    proxy_batch: ProxyBatch = "512",
+    proxy_batches: ProxyBatches = 1,
+    seed: Seed = 0,
+    parameters: Parameters = None,
+    quiet: Quiet = False,
+) -> None:
+    """Before a long run: do the derivatives hold, how long will it take, and what cannot be replayed.
+
+    Example: `diffin diagnose problem.py runs/a`. Measures a few hundred samples at three checkpoints.
+    """
+    from diffin.diagnose import diagnose as run_diagnosis
+
+    asked = diffin.load_problem(problem)
+    trajectory = diffin.Trajectory.open(run)
+    found = run_diagnosis(
+        asked,
+        trajectory,
+        estimator=make_estimator(estimator, proxy_batch, proxy_batches, seed),
+        parameters=parameters or None,
+        progress=not quiet,
+    )
+    table = Table(
+        title=f"Derivatives, on {found.check.samples} samples (reference: {found.check.reference})",
+        title_justify="left",
+    )
+    for heading in ("back end", "step", "error", "rank agreement", "cost / forward", ""):
+        table.add_column(heading, justify="left" if heading in ("back end", "") else "right")
+    for entry in found.check.back_ends:
+        note = plain(entry.failure) if entry.failure else "[bold]<- auto[/]" if entry.name == found.check.chosen else ""
+        table.add_row(
+            entry.name,
+            number(entry.step),
+            number(entry.error),
+            number(entry.rank_agreement, ".4f"),
+            number(entry.cost, ".1f"),
+            note,
+        )
+    console.print(table)
+    forecast = found.forecast
+    console.print(
+        f"Building probes at {forecast.checkpoints} checkpoints: about {forecast.probe_seconds:,.0f} s, "
+        f"{forecast.probe_bytes / 1e6:,.1f} MB on disk."
+    )
+    if forecast.scoring_seconds is not None and forecast.inference_seconds is not None:
+        console.print(
+            f"Scoring {forecast.samples:,} samples: about {forecast.scoring_seconds:,.0f} s on this machine "
+            f"(plain inference of the same: {forecast.inference_seconds:,.0f} s)."
+        )
+    else:
+        console.print("The training set does not say how long it is, so the time of scoring cannot be told.")
+    console.print(
+        "Replay: " + ("nothing stands in its way." if not found.replay_obstacles else "not possible, because")
+    )
+    for obstacle in found.replay_obstacles:
+        console.print(f"  - {plain(obstacle)}", soft_wrap=True)
+
+
+_SCORE_ARGUMENTS = frozenset(
+    (
+        "problem",
+        "run",
+        "output",
+        "estimator",
+        "proxy_batch",
+        "proxy_batches",
+        "seed",
+        "derivatives",
+        "batch_size",
+        "parameters",
+        "workers",
+        "resume",
+        "report",
+    )
+)
+
+
+def _write_page(
+    scores: diffin.Scores, path: Path, asked: diffin.Problem | None, state: Any, seed: int | None, top: int = 24
+) -> Path:
+    from diffin.report import write_report
+
+    extra = {**({} if seed is None else {"seed": seed}), **environment()}
+    return write_report(scores, path, problem=asked, state=state, extra=extra, top=top)
+
+
+def _print_ends(scores: diffin.Scores) -> None:
+    table = Table(title="Influence on the query loss (positive harms, negative helps)", title_justify="left")
+    for heading in ("most harmful", "influence", "most helpful", "influence"):
+        table.add_column(heading, justify="right")
+    for harmful, helpful in zip(scores.most_harmful(5), scores.most_helpful(5), strict=True):
+        table.add_row(
+            str(harmful), f"{scores.influence[harmful]:+.3e}", str(helpful), f"{scores.influence[helpful]:+.3e}"
+        )
+    console.print(table)

@@ -1,0 +1,43 @@
+"""The application and its entry point."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+import typer
+from rich.logging import RichHandler
+
+from diffin.cli.commands import diagnose, report, score
+from diffin.cli.demo import demo
+from diffin.cli.terminal import errors, plain
+from diffin.errors import DiffinError, ProblemError
+
+app = typer.Typer(
+    name="diffin",
+    help="What training on each sample did to a model: negative influence helps, positive harms.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo, score, report, diagnose):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point: a mistake of the user is one sentence and exit code 2, not a traceback."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_path=False, show_time=False)],
+    )
+    try:
+        app()
+    except DiffinError as error:
+        errors.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
+        cause = error.__cause__
+        if isinstance(error, ProblemError) and cause is not None:
+            # The mistake is in the user's own file: they need to see where.
+            errors.print(plain("".join(traceback.format_exception(cause))), highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
