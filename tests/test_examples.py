@@ -6,9 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from test_cli import run
-
 import diffin
+from test_cli import run
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.py"
 

@@ -86,9 +86,12 @@ def test_a_pattern_that_matches_nothing_is_named(setting) -> None:
 
 def test_probes_of_another_run_are_not_overwritten(setting, tmp_path: Path) -> None:
     task, trajectory, train, query = setting
-    build = lambda estimator: diffin.build_probes(  # noqa: E731
-        task, trajectory, train, query=query, estimator=estimator, output=tmp_path / "probes", progress=False
-    )
+
+    def build(estimator: diffin.Estimator) -> ProbeSet:
+        return diffin.build_probes(
+            task, trajectory, train, query=query, estimator=estimator, output=tmp_path / "probes", progress=False
+        )
+
     first = build(diffin.DiffIn())
     assert build(diffin.DiffIn()).digest == first.digest
     with pytest.raises(ProbeError, match="another run"):
@@ -121,3 +124,48 @@ def test_damaged_probes_are_named(setting, tmp_path: Path, damage: str) -> None:
         (folder / "probes.json").write_text("{")
     with pytest.raises(ProbeError, match=r"probes\.json" if damage == "index" else victim.name):
         diffin.score_probes(task, ProbeSet.open(folder), train, progress=False)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Samples of a dataset, of unknown length."""
+
+    def __init__(self, dataset: TensorDataset) -> None:
+        self._dataset = dataset
+
+    def __iter__(self):
+        return iter([self._dataset[i] for i in range(len(self._dataset))])
+
+
+def test_a_stream_of_unknown_length_gives_the_scores_of_the_data_set(setting) -> None:
+    task, trajectory, train, query = setting
+    settings = {"estimator": diffin.DiffIn(batch_size=4), "derivatives": "forward", "progress": False}
+    wanted = diffin.score(task, trajectory, train, query=query, **settings)
+    streamed = diffin.score(task, trajectory, Stream(train), query=Stream(query), **settings)
+    np.testing.assert_allclose(streamed.influence, wanted.influence, rtol=1e-9)
+
+
+def test_a_stream_and_a_trajectory_that_do_not_know_n_are_refused(setting, tmp_path: Path) -> None:
+    task, trajectory, train, query = setting
+    path = tmp_path / "state.pt"
+    torch.save(trajectory.checkpoints[0].state, path)
+    foreign = diffin.Trajectory.from_checkpoints([path], [5], [0.1])
+    with pytest.raises(DatasetError, match="pass dataset_size="):
+        diffin.score(task, foreign, Stream(train), query=query, progress=False)
+    assert len(diffin.score(task, foreign, train, query=query, progress=False)) == len(train)
+
+
+def test_the_optimizer_that_an_estimator_was_not_derived_for_is_named(tmp_path: Path, caplog) -> None:
+    case = make("mlp")
+    train = TensorDataset(*case.batch)
+    optimizer = torch.optim.AdamW(case.task.model.parameters(), lr=1e-2)
+    trajectory = record(tmp_path / "run", case.task, train, optimizer=optimizer)
+    diffin.score(case.task, trajectory, train, query=TensorDataset(*case.query), progress=False)
+    assert "DiffIn is derived for SGD without momentum; the run used AdamW" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batches": 0}, {"batch_size": None, "batches": 2}])
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, int | None]) -> None:
+    with pytest.raises(DiffinError, match=r"DiffIn\(batch"):
+        diffin.DiffIn(**wrong)
+    with pytest.raises(DiffinError, match=r"MoSo\(samples=0\)"):
+        diffin.MoSo(samples=0)
