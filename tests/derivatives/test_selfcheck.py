@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cases import CASES, Case, make, random_direction
 from diffin.derivatives import Difference, Forward, Ghost, choose, from_description
-from diffin.derivatives.selfcheck import reverse_over_reverse
+from diffin.derivatives.selfcheck import TOLERANCE, reverse_over_reverse
 from diffin.errors import DerivativeError
 from diffin.probes import CheckpointProbes, Probe, ProbeSet, ProbeWriter
 from diffin.task import PerSampleLoss, frozen
@@ -122,11 +122,11 @@ def test_kinks_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     case = Case(Classification(net), batch, batch)
     with caplog.at_level(logging.WARNING):
         choice = choose(case.task, probes_of(case, tmp_path), batch, "difference")
-    assert choice.report.error > 0.02
+    assert choice.report.error > TOLERANCE
     assert "kinks" in caplog.text
     automatic = choose(case.task, probes_of(case, tmp_path), batch).report
     assert automatic.chosen != "difference"
-    assert automatic.error < 0.02
+    assert automatic.error < TOLERANCE
 
 
 @pytest.mark.parametrize("backend", [Difference(1e-3), Ghost(3e-4), Forward()])
