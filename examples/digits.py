@@ -1,8 +1,8 @@
 """A training loop of one's own, recorded, and the problem file that the command line scores.
 
-    python examples/digits.py
-    diffin score examples/digits.py runs/digits -o scores/digits
-    diffin diagnose examples/digits.py runs/digits
+python examples/digits.py
+diffin score examples/digits.py runs/digits -o scores/digits
+diffin diagnose examples/digits.py runs/digits
 """
 
 from __future__ import annotations

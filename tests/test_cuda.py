@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import Case, make, random_direction
 from torch.utils.data import TensorDataset
 
 import diffin
+from cases import Case, make, random_direction
 from diffin.batches import map_tensors
 from diffin.derivatives import Difference, Directional, Forward, Ghost, hessian_vector_product
 from diffin.probes import Probe

@@ -1,0 +1,52 @@
+"""Making the environment of the other libraries, and asking them there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+ENVIRONMENT = HERE.parent / ".venv-peers"
+_REQUIREMENTS = HERE / "peers.txt"
+_INSTALLED = ENVIRONMENT / ".installed"
+_PYTHON = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+
+
+class PeersError(RuntimeError):
+    """The other libraries cannot be asked; the message says why."""
+
+
+def ask(question: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """What `peers.py` answers, by peer.
+
+    Raises:
+        PeersError: the environment cannot be made, or the process failed.
+    """
+    _make()
+    torch.save(question, folder / "question.pt")
+    _run([str(_PYTHON), str(HERE / "peers.py"), str(folder / "question.pt"), str(folder / "answer.pt")])
+    answers: dict[str, dict[str, Any]] = torch.load(folder / "answer.pt", weights_only=True)
+    return answers
+
+
+def _make() -> None:
+    wanted = _REQUIREMENTS.read_text()
+    if _INSTALLED.is_file() and _INSTALLED.read_text() == wanted:
+        return
+    if not _PYTHON.exists():
+        venv.create(ENVIRONMENT, with_pip=True)
+    _run([str(_PYTHON), "-m", "pip", "install", "--quiet", "-r", str(_REQUIREMENTS)])
+    _INSTALLED.write_text(wanted)
+
+
+def _run(command: list[str]) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=1200)
+    except subprocess.SubprocessError as error:
+        output = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        raise PeersError(f"{Path(command[1]).name if len(command) > 1 else command[0]}: {output[-1]}") from error
