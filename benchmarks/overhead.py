@@ -1,8 +1,8 @@
 """What recording adds to a training step that takes no checkpoint.
 
-It is far below the noise of whole training steps, so steps that cost next to nothing (the backward pass of a
-sum over one parameter, the gradients of the others being there already) are timed with and without a recorder in turn; the difference is everything the recorder
-does: hooks on the backward pass and on the optimizer, indices, journal.
+It is far below the noise of whole training steps, so steps that cost next to nothing (the backward pass of a sum over one
+parameter; the gradients of the others are there already) are timed with and without a recorder in turn. The difference is
+everything the recorder does: hooks on the backward pass and on the optimizer, indices, journal.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def problem():
 
 
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from diffin.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-m", "diffin", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1", "TERM": "dumb", "NO_COLOR": "1"}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
@@ -137,6 +137,13 @@ def test_every_command_explains_itself(command: tuple[str, ...], tmp_path: Path)
     done = run(*command, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "Usage" in done.stdout
+
+
+def test_without_a_command_the_help_is_shown_and_the_version_on_request(tmp_path: Path) -> None:
+    shown = run(cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "Usage" in shown.stdout
+    assert run("--version", cwd=tmp_path).stdout == f"diffin {diffin.__version__}\n"
 
 
 def test_importing_the_library_loads_nothing_that_is_not_needed() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import traceback
+from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
 
+import diffin
 from diffin.cli.commands import diagnose, report, score
 from diffin.cli.demo import demo
 from diffin.cli.terminal import errors, plain
@@ -15,12 +17,25 @@ from diffin.errors import DiffinError, ProblemError
 
 app = typer.Typer(
     name="diffin",
-    help="What training on each sample did to a model: negative influence helps, positive harms.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """What training on each sample did to a model: negative influence helps, positive harms."""
+    if version:
+        typer.echo(f"diffin {diffin.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
 for command in (demo, score, report, diagnose):
     app.command()(command)
 

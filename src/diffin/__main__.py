@@ -1,0 +1,5 @@
+"""``python -m diffin``."""
+
+from diffin.cli import main
+
+main()
