@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, TensorDataset
 import diffin
 from diffin.tasks import Classification
 
-EPOCHS = 10
+EPOCHS = 20
 
 
 def datasets() -> tuple[TensorDataset, TensorDataset]:
     """1,400 digits of 8 x 8 to train on, and 397 whose mean loss is asked about."""
     images, labels = load_digits(return_X_y=True)
-    inputs, targets = torch.from_numpy(images / 16).float(), torch.from_numpy(labels)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    inputs, targets = torch.from_numpy(images / 16).float()[order], torch.from_numpy(labels)[order]
     return TensorDataset(inputs[:1400], targets[:1400]), TensorDataset(inputs[1400:], targets[1400:])
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with diffin.Recorder(
-        "runs/digits", model, optimizer, dataset_size=len(train), total_steps=steps, checkpoints=10
+        "runs/digits", model, optimizer, dataset_size=len(train), total_steps=steps, checkpoints=20
     ) as recorder:
         for _ in range(EPOCHS):
             for inputs, targets, indices in loader:

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 import diffin
 from cases import Case, make, random_direction
 from diffin.batches import map_tensors
-from diffin.derivatives import Difference, Directional, Forward, Ghost, hessian_vector_product
+from diffin.derivatives import Difference, Directional, Forward, Ghost, SampleSet, hessian_vector_product
 from diffin.probes import Probe
 from diffin.task import PerSampleLoss, frozen
 from training import record
@@ -38,10 +38,9 @@ def test_derivatives_are_those_of_the_processor(name: str, backend: Directional)
     for case in (make(name), on_gpu(make(name))):
         with frozen(case.task.model):
             loss = PerSampleLoss(case.task)
-            u, v, d = (
-                {key: t.to(loss.device) for key, t in random_direction(loss, seed).items()} for seed in (1, 2, 3)
-            )
-            product = hessian_vector_product(loss, lambda case=case: [case.batch], v)
+            u, v, d = (random_direction(loss, seed) for seed in (1, 2, 3))  # on the host, as read from disk
+            batches = SampleSet(lambda case=case: [case.batch], "the set")
+            product = hessian_vector_product(loss, batches, v)
             measured = backend.prepare(loss, Probe(1.0, u, (v, d)))(loss.to_device(case.batch))
             results.append((measured.derivatives.cpu(), product[loss.names[0]].cpu()))
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffin.batches import batch_size, select
+from diffin.batches import batch_size, digest, select
 from diffin.errors import DatasetError, TaskError, TrajectoryError
 from diffin.task import PerSampleLoss, check_losses, frozen
 from diffin.tasks import Classification, FunctionTask, Regression
@@ -239,3 +239,32 @@ def test_wrappers_of_training_are_taken_off() -> None:
     net = model()
     assert Classification(torch.compile(net)).model is net
     assert Classification(nn.DataParallel(net)).model is net
+
+
+def test_an_embedding_that_rewrites_its_weight_is_refused() -> None:
+    task = FunctionTask(nn.Embedding(5, 3, max_norm=1.0), lambda m, b: m(b).sum(dim=(1, 2)))
+    with pytest.raises(TaskError, match="max_norm"):
+        check_losses(task, torch.randint(5, (4, 2)))
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 1e3])
+def test_rounding_is_not_taken_for_coupling(scale: float) -> None:
+    torch.manual_seed(0)
+    for width in (33, 65, 129):
+        net = nn.Sequential(nn.Linear(64, width), nn.GELU(), nn.Linear(width, 1))
+        net[2].weight.data *= scale
+        for size in (2, 3, 5, 17):
+            check_losses(Regression(net), (torch.randn(size, 64), torch.zeros(size)))
+
+
+def test_texts_of_a_batch_are_cut_with_its_tensors() -> None:
+    batch = [("a", "b", "c"), torch.arange(3)]
+    assert select(batch, slice(0, 2))[0] == ("a", "b")
+    assert digest(batch) != digest([("a", "b", "d"), torch.arange(3)])
+    encoding = UserDict({"x": X})
+    assert isinstance(select(encoding, slice(0, 2)), UserDict)
+
+
+def test_regression_targets_of_another_shape_are_refused() -> None:
+    with pytest.raises(TaskError, match="must agree"):
+        Regression(nn.Linear(5, 2)).losses((torch.randn(4, 5), torch.randn(2, 4)))

@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from diffin.batches import batch_size
-from diffin.derivatives.selfcheck import SelfCheck, choose
-from diffin.estimators.base import Estimator, build_probes
+from diffin.derivatives.selfcheck import SelfCheck, choose, fastest_seconds
+from diffin.estimators import Estimator, build_probes
 from diffin.problem import Problem
 from diffin.sources import open_source
 from diffin.task import PerSampleLoss, frozen
@@ -86,9 +88,12 @@ def diagnose(
     check = choose(problem.task, probes, batch, every=True).report
     with frozen(problem.task.model):
         loss = PerSampleLoss(problem.task, probes.load(0).state, list(probes.parameters))
-        plain = _seconds_a_sample(loss, batch)
+        batch = loss.to_device(batch)
+        with torch.inference_mode():
+            plain = fastest_seconds(lambda: loss(loss.parameters, batch), loss.device) / batch_size(batch)
     size = sum(file.stat().st_size for file in probes.path.glob("*.safetensors"))
     cost = next(entry.cost for entry in check.back_ends if entry.name == check.chosen) or 1.0
+    cost *= max(probes.counts)  # the self-check measures one probe of a checkpoint
     passes = None if source.length is None else source.length * count
     read = 0.0 if source.length is None else source.length * reading
     return Diagnosis(
@@ -103,17 +108,3 @@ def diagnose(
         ),
         replay_obstacles=tuple(trajectory.replay_obstacles()),
     )
-
-
-def _seconds_a_sample(loss: PerSampleLoss, batch: object) -> float:
-    """The faster of three plain passes."""
-    import torch
-
-    batch = loss.to_device(batch)
-    best = float("inf")
-    with torch.inference_mode():
-        for _ in range(3):
-            start = time.perf_counter()
-            float(loss(loss.parameters, batch).sum())
-            best = min(best, time.perf_counter() - start)
-    return best / batch_size(batch)

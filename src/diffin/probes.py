@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from diffin.vectors import Vector
 
 FORMAT_VERSION = 1
 _INDEX = "probes.json"
+_OWN_FILE = re.compile(r"probes\.json|(state|probe)-\d{8,}(-\d{3,})?\.(safetensors|json)|.*\.part")
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,12 @@ class ProbeSet:
             ProbeError: a file is missing, truncated or does not hold what the index says.
         """
         entry = read_json(self.path / _INDEX)["checkpoints"][position]
-        state = _load(self.path / _state_name(entry["step"]))
+        names = _file_names(entry["step"], len(entry["weights"]))
+        state, *measured = (
+            _load(self.path / name, digest) for name, digest in zip(names, entry["digests"], strict=True)
+        )
         probes = []
-        for number, weight in enumerate(entry["weights"]):
-            tensors = _load(self.path / _probe_name(entry["step"], number))
+        for number, (weight, tensors) in enumerate(zip(entry["weights"], measured, strict=True)):
             parts: dict[str, Vector] = {"u": {}, "v": {}, "d": {}}
             for key, tensor in tensors.items():
                 role, _, name = key.partition("/")
@@ -165,17 +169,23 @@ class ProbeWriter:
         self._parameters = parameters
         self._metadata = dict(metadata)
         self._run = hashlib.sha256(json.dumps([self._metadata, parameters], sort_keys=True).encode()).hexdigest()[:16]
-        if (self.path / _INDEX).exists() and read_json(self.path / _INDEX).get("run") != self._run:
+        index = _read_index(self.path)
+        if index is not None and index.get("run") != self._run:
+            there = {**index.get("metadata", {}), "parameters": index.get("parameters")}
+            now = {**json.loads(json.dumps(self._metadata)), "parameters": parameters}
+            differing = sorted(key for key in {*there, *now} if there.get(key) != now.get(key))
             raise ProbeError(
-                f"{self.path} holds probes of another run (other checkpoints, data, estimator or parameters); pass another "
-                "output, or remove it"
+                f"{self.path} holds probes of another run; what differs: {', '.join(differing)}. Pass another output, or "
+                "resume=False to replace them"
             )
 
     def has(self, step: int) -> bool:
         """Whether an earlier, interrupted run of the same metadata has written this checkpoint completely."""
         try:
-            return bool(read_json(self.path / _entry_name(step))["run"] == self._run)
-        except (FileNotFoundError, ValueError, KeyError):
+            entry = read_json(self.path / _entry_name(step))
+            names = _file_names(step, len(entry["weights"]))
+            return bool(entry["run"] == self._run) and [_digest(self.path / name) for name in names] == entry["digests"]
+        except (OSError, ValueError, KeyError):
             return False
 
     def write(self, checkpoint: CheckpointProbes) -> None:
@@ -210,6 +220,26 @@ class ProbeWriter:
         return ProbeSet.open(self.path)
 
 
+def clear_probes(folder: Path) -> None:
+    """Remove probes, complete or not, and nothing else, from a folder."""
+    if folder.is_dir():
+        for file in sorted(folder.iterdir()):
+            if file.is_file() and _OWN_FILE.fullmatch(file.name):
+                file.unlink()
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """The index of a complete set; ``None`` if there is none that can be read, as after an interrupted run."""
+    try:
+        return read_json(folder / _INDEX)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _file_names(step: int, probes: int) -> list[str]:
+    return [_state_name(step), *(_probe_name(step, number) for number in range(probes))]
+
+
 def _state_name(step: int) -> str:
     return f"state-{step:08d}.safetensors"
 
@@ -225,16 +255,27 @@ def _entry_name(step: int) -> str:
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> str:
     # A contiguous copy each: safetensors refuses tensors that share memory, as tied weights do.
     own = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-    with write_atomically(path) as part:
-        save_file(own, str(part))
-        digest = hashlib.sha256(part.read_bytes()).hexdigest()
-    return digest
-
-
-def _load(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(str(path))
+        with write_atomically(path) as part:
+            save_file(own, str(part))
+            return _digest(part)
+    except (OSError, SafetensorError) as error:
+        raise ProbeError(
+            f"could not write {path} ({error}); free some space, and build again: what is complete is kept"
+        ) from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load(path: Path, digest: str) -> dict[str, Tensor]:
+    try:
+        if _digest(path) == digest:
+            return load_file(str(path))
     except FileNotFoundError:
         raise ProbeError(f"{path} is missing; build the probes again") from None
-    except SafetensorError as error:
-        raise ProbeError(f"{path} is damaged ({error}); build the probes again") from None
+    except (OSError, SafetensorError) as error:
+        raise ProbeError(f"{path} cannot be read ({error}); build the probes again") from error
+    raise ProbeError(f"{path} is damaged: it is not what was written; build the probes again")

@@ -28,7 +28,8 @@ class Problem:
     Attributes:
         task: the model and its loss per sample.
         train: the data set whose samples are scored: map-style, iterable, Hugging Face, or a ``DataLoader``.
-        query: the data set whose mean loss is asked about, usually validation data.
+        query: the data set whose mean loss is asked about, usually validation data; ``None`` for an estimator that asks
+            about the training risk.
         collate: makes a batch of a list of items; ``None`` for PyTorch's default.
         show: what the page shows of an item of ``train``: returns a picture (PIL image, array or tensor), a string, or
             a mapping of column names to values. ``None`` to guess from the item.
@@ -39,14 +40,15 @@ class Problem:
 
     task: Task
     train: Any
-    query: Any
+    query: Any = None
     collate: Callable[[list[Any]], Any] | None = None
     show: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         _check_task(self.task)
-        for name, dataset in (("train", self.train), ("query", self.query)):
-            _check_dataset(name, dataset)
+        _check_dataset("train", self.train)
+        if self.query is not None:
+            _check_dataset("query", self.query)
         _check_function("collate", self.collate, "a list of items and returns a batch")
         _check_function("show", self.show, "an item and returns what to show of it")
 

@@ -42,6 +42,7 @@ def write_run_file(folder: Path, command: str, arguments: Mapping[str, Any]) -> 
         "command": command,
         "arguments": dict(arguments),
         "command_line": sys.argv,
+        "folder": str(Path.cwd()),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(),
     }

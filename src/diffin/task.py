@@ -111,7 +111,8 @@ class PerSampleLoss:
 
     Args:
         task: model and loss.
-        state: tensors of the model by name, as in ``model.state_dict()``; what is missing is taken from the model.
+        state: tensors of the model by name, as in ``model.state_dict()``: every parameter, and those buffers that shall
+            not be taken from the model. ``None`` for the model as it is.
         parameters: shell-style name patterns of the trainable parameters to study; ``None`` for all of them.
 
     Attributes:
@@ -119,7 +120,8 @@ class PerSampleLoss:
         device: where batches are moved before the loss is taken.
 
     Raises:
-        TrajectoryError: ``state`` has a tensor that the model does not have, or one of another shape.
+        TrajectoryError: ``state`` lacks a parameter, or has a tensor that the model does not have, or one of another shape.
+        TaskError: the model has nothing to study, or rewrites its parameters when it is called.
     """
 
     def __init__(
@@ -145,6 +147,12 @@ class PerSampleLoss:
             for name, tensor in everything.items()
             if name not in self.parameters
         }
+        for module in task.model.modules():
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+                raise TaskError(
+                    "an embedding of the model has max_norm, so it rewrites its weight whenever it is called, and no loss "
+                    "is a function of the parameters; set its max_norm to None"
+                )
         self._module = _LossModule(task)
 
     @property
@@ -218,15 +226,14 @@ def check_losses(task: Task, batch: Batch) -> None:
             _check_shape(losses, size)
             _check_finite(losses)
             again = loss(loss.parameters, batch)
-            spread = float(losses.abs().max()) + 1e-12
-            tolerance = 1e-4 if losses.dtype == torch.float32 else 1e-8
-            if not torch.allclose(losses, again, rtol=0, atol=tolerance * spread):
+            tolerance = _rounding(loss, losses)
+            if not torch.allclose(losses, again, rtol=0, atol=tolerance):
                 raise TaskError(
                     "the loss of the same batch differs between two calls in evaluation mode: take randomness (functional "
                     "dropout, sampling, augmentation) out of Task.losses, or seed it by sample"
                 )
             if size > 1:
-                _check_independence(loss, batch, losses, size, max(tolerance * spread, 1e-6))
+                _check_independence(loss, batch, losses, size, tolerance)
         with torch.enable_grad():
             leaves = {name: p.clone().requires_grad_() for name, p in loss.parameters.items()}
             if not loss(leaves, select(batch, slice(0, min(size, 2)))).requires_grad:
@@ -251,6 +258,12 @@ def _check_shape(losses: Any, size: int) -> None:
         )
     if not losses.is_floating_point():
         raise TaskError(f"Task.losses returned {losses.dtype}; return floating-point losses")
+
+
+def _rounding(loss: PerSampleLoss, losses: Tensor) -> float:
+    """By how much the same losses may differ between two batches: a loss head in float64 does not make the model exact."""
+    epsilon = max(torch.finfo(t.dtype).eps for t in (losses, *loss.parameters.values()) if t.is_floating_point())
+    return max(min(1e3 * epsilon, 0.1) * float(losses.abs().max()), 1e-5)
 
 
 def _check_finite(losses: Tensor) -> None:

@@ -14,18 +14,25 @@ Vector = dict[str, Tensor]
 """A vector in parameter space, by parameter name."""
 
 
-def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """Inner product, accumulated in float64 over tensors."""
-    return sum(float(torch.dot(a[name].flatten(), b[name].flatten())) for name in a)
-
-
 def norm(a: Mapping[str, Tensor]) -> float:
     """Euclidean norm."""
-    return float(sum(float(t.norm()) ** 2 for t in a.values()) ** 0.5)
+    # The norm of the norms: squares of what is small in float32 would vanish.
+    return float(torch.linalg.vector_norm(torch.tensor([_norm(t) for t in a.values()], dtype=torch.float64)))
+
+
+def _norm(t: Tensor) -> float:
+    largest = float(t.abs().max()) if t.numel() else 0.0
+    return largest * float((t / largest).norm()) if largest else 0.0
 
 
 def zeros_like(a: Mapping[str, Tensor]) -> Vector:
-    return {name: torch.zeros_like(t) for name, t in a.items()}
+    """Zeros to accumulate into: half precision would lose what is added, so they are float32 at least."""
+    return {name: torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for name, t in a.items()}
+
+
+def like(a: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Vector:
+    """The entries of ``a`` that ``reference`` has, on its device and in its precision."""
+    return {name: a[name].to(t) for name, t in reference.items()}
 
 
 def scale(a: Mapping[str, Tensor], factor: float | Mapping[str, float]) -> Vector:
@@ -40,27 +47,8 @@ def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor], factor: float = 1.0) -
     return {name: torch.add(t, b[name], alpha=factor) for name, t in a.items()}
 
 
-def accumulate(total: Vector, b: Mapping[str, Tensor], factor: float = 1.0) -> None:
-    """``total += factor * b``, in place."""
-    for name, t in total.items():
-        t.add_(b[name], alpha=factor)
-
-
-def to(a: Mapping[str, Tensor], device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Vector:
-    return {name: t.to(device=device, dtype=dtype) for name, t in a.items()}
-
-
-def detach(a: Mapping[str, Tensor]) -> Vector:
-    return {name: t.detach() for name, t in a.items()}
-
-
 def is_finite(a: Mapping[str, Tensor]) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in a.values())
-
-
-def size(a: Mapping[str, Tensor]) -> int:
-    """The number of scalars."""
-    return sum(t.numel() for t in a.values())
 
 
 def matching(names: Iterable[str], patterns: Sequence[str] | str | None) -> list[str]:
@@ -73,6 +61,8 @@ def matching(names: Iterable[str], patterns: Sequence[str] | str | None) -> list
     if patterns is None:
         return names
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        raise DiffinError("parameters=[] studies nothing; pass name patterns, or None for all parameters")
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise DiffinError(

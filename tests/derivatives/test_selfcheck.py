@@ -16,7 +16,7 @@ from diffin.derivatives.selfcheck import TOLERANCE, reverse_over_reverse
 from diffin.errors import DerivativeError
 from diffin.probes import CheckpointProbes, Probe, ProbeSet, ProbeWriter
 from diffin.task import PerSampleLoss, frozen
-from diffin.tasks import Classification
+from diffin.tasks import Classification, FunctionTask
 
 
 def probes_of(case: Case, folder: Path, *, mixed: bool = True) -> ProbeSet:
@@ -105,6 +105,30 @@ def test_a_kernel_without_second_derivatives_goes_by_difference_or_ghost(tmp_pat
     assert float((measured - wanted).norm() / wanted.norm()) < 0.02
     with pytest.raises(DerivativeError, match="forward: "):
         choose(case.task, ProbeSet.open(tmp_path), case.batch, "forward")
+
+
+class Log(nn.Module):
+    """A loss that exists only for a positive parameter, which is close to zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large = nn.Parameter(torch.tensor(1.0))
+        self.small = nn.Parameter(torch.tensor(1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.large * torch.log(self.small)
+
+
+def test_a_step_out_of_the_domain_of_the_loss_is_not_taken_for_a_perfect_one(tmp_path: Path) -> None:
+    batch = torch.rand(20) + 0.5
+    case = Case(FunctionTask(Log(), lambda m, x: m(x)), batch, batch)
+    choice = choose(case.task, probes_of(case, tmp_path), batch)
+    with frozen(case.task.model):
+        loss = PerSampleLoss(case.task)
+        probe = next(iter(ProbeSet.open(tmp_path))).probes[0]
+        measured = choice.backend.prepare(loss, probe)(batch).derivatives
+        wanted = reverse_over_reverse(loss, probe, batch)
+    torch.testing.assert_close(measured, wanted, rtol=TOLERANCE, atol=0)
 
 
 def test_half_precision_is_not_differenced(tmp_path: Path) -> None:

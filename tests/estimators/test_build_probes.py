@@ -160,7 +160,7 @@ def test_the_optimizer_that_an_estimator_was_not_derived_for_is_named(tmp_path: 
     optimizer = torch.optim.AdamW(case.task.model.parameters(), lr=1e-2)
     trajectory = record(tmp_path / "run", case.task, train, optimizer=optimizer)
     diffin.score(case.task, trajectory, train, query=TensorDataset(*case.query), progress=False)
-    assert "DiffIn is derived for SGD without momentum; the run used AdamW" in caplog.text
+    assert "DiffIn is derived for plain SGD; the run used AdamW" in caplog.text
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batches": 0}, {"batch_size": None, "batches": 2}])
@@ -169,3 +169,144 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, int | None]) -
         diffin.DiffIn(**wrong)
     with pytest.raises(DiffinError, match=r"MoSo\(samples=0\)"):
         diffin.MoSo(samples=0)
+
+
+@pytest.mark.parametrize("change", ["loss", "rate", "late sample"])
+def test_whatever_decides_the_probes_identifies_them(tmp_path: Path, change: str) -> None:
+    case = make("mlp")
+    train = TensorDataset(*(torch.cat([column] * 20) for column in case.batch))
+    trajectory = record(tmp_path / "run", case.task, train)
+    paths = [tmp_path / f"{c.step}.pt" for c in trajectory.checkpoints]
+    for path, checkpoint in zip(paths, trajectory.checkpoints, strict=True):
+        torch.save(checkpoint.state, path)
+    steps = [c.step for c in trajectory.checkpoints]
+
+    def build(rate: float, smoothing: float, query: TensorDataset) -> ProbeSet:
+        foreign = diffin.Trajectory.from_checkpoints(paths, steps, [rate] * 3, dataset_size=len(train))
+        task = diffin.tasks.Classification(case.task.model, label_smoothing=smoothing)
+        return diffin.build_probes(
+            task, foreign, train, query=query, estimator=diffin.TracIn(), output=tmp_path / "probes", progress=False
+        )
+
+    build(0.1, 0.0, train)
+    other = train.tensors[1].clone()
+    other[100:] = (other[100:] + 1) % 3
+    arguments = {
+        "loss": (0.1, 0.9, train),
+        "rate": (0.001, 0.0, train),
+        "late sample": (0.1, 0.0, TensorDataset(train.tensors[0], other)),
+    }
+    differs = {"loss": "loss", "rate": "learning_rates", "late sample": "data"}[change]
+    with pytest.raises(ProbeError, match=f"what differs: .*{differs}.*resume=False"):
+        build(*arguments[change])
+
+
+def test_the_batch_size_does_not_identify_probes(setting, tmp_path: Path) -> None:
+    task, trajectory, train, query = setting
+    one, other = (
+        diffin.build_probes(
+            task,
+            trajectory,
+            train,
+            query=query,
+            estimator=diffin.TracIn(),
+            output=tmp_path / "p",
+            batch_size=size,
+            progress=False,
+        )
+        for size in (2, 4)
+    )
+    assert one.digest == other.digest
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "index"])
+def test_damaged_probes_are_built_again(setting, tmp_path: Path, damage: str) -> None:
+    task, trajectory, train, query = setting
+
+    def build() -> ProbeSet:
+        return diffin.build_probes(
+            task, trajectory, train, query=query, estimator=diffin.TracIn(), output=tmp_path / "p", progress=False
+        )
+
+    first = build()
+    victim = (
+        tmp_path / "p" / "probes.json" if damage == "index" else sorted((tmp_path / "p").glob("probe-*.safetensors"))[1]
+    )
+    content = bytearray(victim.read_bytes())
+    if damage == "flipped":
+        content[-5] ^= 4
+        victim.write_bytes(content)
+        with pytest.raises(ProbeError, match="it is not what was written"):
+            list(first)
+    else:
+        victim.write_bytes(content[:-7])
+    assert len(list(build())) == len(first)
+
+
+def test_a_disk_that_is_full_is_said_so(setting, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    signal = pytest.importorskip("signal")
+    task, trajectory, train, query = setting
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limit[1]))
+    try:
+        with pytest.raises(ProbeError, match="free some space"):
+            diffin.build_probes(
+                task, trajectory, train, query=query, estimator=diffin.TracIn(), output=tmp_path / "p", progress=False
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_part_of_the_training_set_keeps_the_scale_of_the_run(setting) -> None:
+    task, trajectory, train, query = setting
+    settings = {"query": query, "estimator": diffin.TracIn(), "derivatives": "forward", "progress": False}
+    whole = diffin.score(task, trajectory, train, **settings)
+    part = diffin.score(task, trajectory, torch.utils.data.Subset(train, range(3)), **settings)
+    np.testing.assert_allclose(part.influence, whole.influence[:3], rtol=1e-9)
+
+
+@pytest.mark.parametrize("position", [0, 4])
+def test_a_broken_sample_costs_its_own_score_only(setting, position: int) -> None:
+    task, trajectory, train, query = setting
+    inputs = train.tensors[0].index_fill(0, torch.tensor([position]), float("nan"))
+    scores = diffin.score(task, trajectory, TensorDataset(inputs, train.tensors[1]), query=query, progress=False)
+    assert scores.failed.tolist() == [position]
+    assert np.isfinite(np.delete(scores.influence, position)).all()
+
+
+def test_temporary_probes_go_with_what_refers_to_them(setting) -> None:
+    task, trajectory, train, query = setting
+    probes = diffin.build_probes(task, trajectory, train, query=query, estimator=diffin.TracIn(), progress=False)
+    folder = probes.path
+    assert folder.exists()
+    del probes
+    assert not folder.exists()
+
+
+def test_a_single_checkpoint_at_the_start_is_refused_where_it_weighs_nothing(setting, tmp_path: Path) -> None:
+    task, trajectory, train, query = setting
+    torch.save(trajectory.checkpoints[0].state, tmp_path / "state.pt")
+    foreign = diffin.Trajectory.from_checkpoints([tmp_path / "state.pt"], [0], [0.1])
+    with pytest.raises(TrajectoryError, match="record a later one"):
+        diffin.score(task, foreign, train, query=query, progress=False)
+
+
+def test_arguments_of_a_wrong_kind_are_named(setting) -> None:
+    task, trajectory, train, query = setting
+    good = {
+        "task": task,
+        "trajectory": trajectory,
+        "train_dataset": train,
+        "query": query,
+        "estimator": diffin.TracIn(),
+    }
+    for name, value, advice in (
+        ("task", task.model, r"Classification\(model\)"),
+        ("trajectory", "runs/a", r"Trajectory\.open"),
+        ("estimator", "tracin", r"diffin\.TracIn\(\)"),
+        ("estimator", diffin.DiffIn, r"diffin\.DiffIn\(\)"),
+    ):
+        with pytest.raises(DiffinError, match=advice):
+            diffin.score(**{**good, name: value}, progress=False)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from diffin.batches import batch_size
 from diffin.derivatives import Forward
 from diffin.errors import DatasetError, ScoringError, TaskError
+from diffin.probes import CheckpointProbes, ProbeWriter
 from diffin.scoring import Scores, score_probes
 from diffin.tasks import Classification, FunctionTask
 
@@ -82,11 +83,11 @@ def test_a_dataset_of_failing_samples_is_refused(task, probes, dataset, tmp_path
 
 
 def test_checkpoints_at_which_every_sample_fails_are_refused(task, make_probes, dataset, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    probes = make_probes(task, tmp_path / "broken", steps=(0,))
-    state = next((tmp_path / "broken").glob("state-*"))
-    save_file({name: torch.full_like(t, torch.nan) for name, t in load_file(state).items()}, state)
+    sound = make_probes(task, tmp_path / "sound", steps=(0,)).load(0)
+    state = {name: torch.full_like(t, torch.nan) for name, t in sound.state.items()}
+    writer = ProbeWriter(tmp_path / "broken", list(state), {})
+    writer.write(CheckpointProbes(0, state, sound.probes))
+    probes = writer.finish([0])
     with pytest.raises(ScoringError, match="any of the 37 samples"):
         score_probes(task, probes, dataset, output=tmp_path / "out", **QUIET)
     with pytest.raises(ScoringError, match="not complete"):

@@ -4,7 +4,7 @@ from diffin.derivatives.base import Directional, Measure, Measured
 from diffin.derivatives.difference import Difference
 from diffin.derivatives.forward import Forward
 from diffin.derivatives.ghost import Ghost
-from diffin.derivatives.gradient import MeanLoss, mean_gradient
+from diffin.derivatives.gradient import MeanLoss, SampleSet, mean_gradient
 from diffin.derivatives.hessian import hessian_vector_product
 from diffin.derivatives.selfcheck import Choice, SelfCheck, choose, from_description
 
@@ -17,6 +17,7 @@ __all__ = [
     "MeanLoss",
     "Measure",
     "Measured",
+    "SampleSet",
     "SelfCheck",
     "choose",
     "from_description",

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from diffin.batches import Batch
+from diffin.errors import DerivativeError
 from diffin.probes import Probe
 from diffin.task import PerSampleLoss
 
@@ -48,3 +50,13 @@ def as_float64(tensor: Tensor) -> Tensor:
     """Detached, in float64; on the host where the device has no such type (MPS)."""
     tensor = tensor.detach()
     return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
+
+
+def refuse_half_precision(loss: PerSampleLoss) -> None:
+    """Differences of numbers with 8 or 11 significant bits are noise."""
+    for name, tensor in loss.parameters.items():
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            raise DerivativeError(
+                f"{name!r} is {tensor.dtype}, too coarse to take differences in: pass model.float(), derivatives='forward' "
+                "and hessian='exact', or parameters= without the half-precision ones"
+            )

@@ -56,8 +56,10 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    cudnn_enable: bool = True,
 ) -> Tensor:
-    """``F.layer_norm`` by its definition."""
+    """``F.layer_norm`` and ``torch.layer_norm`` by their definition."""
+    del cudnn_enable  # says which kernel to take, and none is taken
     dimensions = tuple(range(-len(normalized_shape), 0))
     centred = x - x.mean(dimensions, keepdim=True)
     normal = centred * torch.rsqrt(centred.square().mean(dimensions, keepdim=True) + eps)
@@ -86,12 +88,13 @@ def instance_norm(
 
 _COMPOSITE: Mapping[Callable[..., Any], Callable[..., Tensor]] = {
     F.layer_norm: layer_norm,
+    torch.layer_norm: layer_norm,
     F.instance_norm: instance_norm,
 }
 
 
 class _CompositeNormalisation(TorchFunctionMode):
-    """Replaces the normalisations of ``torch.nn.functional`` while it is entered."""
+    """Replaces layer and instance normalisation while it is entered; not their ``torch.native_...`` forms."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from diffin import vectors
 from diffin.batches import Batch
-from diffin.derivatives.base import Measure, Measured, as_float64
+from diffin.derivatives.base import Measure, Measured, as_float64, refuse_half_precision
 from diffin.errors import DerivativeError
 from diffin.probes import Probe
 from diffin.task import PerSampleLoss
@@ -69,16 +69,6 @@ def refuse_step(step: float) -> None:
     """Raise if ``step`` is not a fraction of the norm of the parameters."""
     if not 0 < step < 1:
         raise DerivativeError(f"step={step!r}: pass a fraction of the norm of the parameters, e.g. 1e-3")
-
-
-def refuse_half_precision(loss: PerSampleLoss) -> None:
-    """Differences of numbers with 8 or 11 significant bits are noise."""
-    for name, tensor in loss.parameters.items():
-        if tensor.dtype in (torch.bfloat16, torch.float16):
-            raise DerivativeError(
-                f"{name!r} is {tensor.dtype}, too coarse to take differences in: pass model.float(), "
-                "derivatives='forward', or parameters= without the half-precision ones"
-            )
 
 
 def unit_step(parameters: Mapping[str, Tensor], vector: Mapping[str, Tensor], step: float) -> float:

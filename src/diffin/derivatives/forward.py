@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from diffin import vectors
 from diffin.batches import Batch
 from diffin.derivatives.base import Measure, Measured, as_float64
 from diffin.derivatives.composite import jvp, nested_forward_mode
@@ -30,8 +31,8 @@ class Forward:
 
     def prepare(self, loss: PerSampleLoss, probe: Probe) -> Measure:
         theta = loss.parameters
-        u = _on(probe.u, theta)
-        mixed = None if probe.mixed is None else (_on(probe.mixed[0], theta), _on(probe.mixed[1], theta))
+        u = vectors.like(probe.u, theta)
+        mixed = probe.mixed and (vectors.like(probe.mixed[0], theta), vectors.like(probe.mixed[1], theta))
 
         def measure(batch: Batch) -> Measured:
             def along(point: Vector, direction: Vector) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,3 @@ class Forward:
             return Measured(as_float64(losses), as_float64(derivative))
 
         return measure
-
-
-def _on(vector: Vector, like: Vector) -> Vector:
-    return {name: vector[name].to(tensor) for name, tensor in like.items()}

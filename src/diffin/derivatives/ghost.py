@@ -31,9 +31,9 @@ from torch.func import functional_call
 
 from diffin import vectors
 from diffin.batches import Batch, batch_size, select
-from diffin.derivatives.base import Measure, Measured, as_float64
+from diffin.derivatives.base import Measure, Measured, as_float64, refuse_half_precision
 from diffin.derivatives.composite import jvp, nested_forward_mode, unfused_encoder
-from diffin.derivatives.difference import refuse_half_precision, refuse_step, unit_step
+from diffin.derivatives.difference import refuse_step, unit_step
 from diffin.errors import DerivativeError
 from diffin.probes import Probe
 from diffin.task import PerSampleLoss
@@ -85,11 +85,11 @@ class Ghost:
             first = _FirstDerivative(loss, loss.parameters, probe.u)
             return lambda batch: Measured(*first(batch))
         refuse_half_precision(loss)
-        v, d = probe.mixed
+        u, v, d = (vectors.like(vector, loss.parameters) for vector in (probe.u, *probe.mixed))
         # Without a d nothing is displaced and the difference is exact for every e: turn v by as much as u is long.
-        step = unit_step(loss.parameters, d, self.step) or (vectors.norm(v) / (vectors.norm(probe.u) or 1.0)) or 1.0
-        ahead = _FirstDerivative(loss, vectors.add(loss.parameters, d, step), vectors.add(v, probe.u, step))
-        behind = _FirstDerivative(loss, vectors.add(loss.parameters, d, -step), vectors.add(v, probe.u, -step))
+        step = unit_step(loss.parameters, d, self.step) or (vectors.norm(v) / (vectors.norm(u) or 1.0)) or 1.0
+        ahead = _FirstDerivative(loss, vectors.add(loss.parameters, d, step), vectors.add(v, u, step))
+        behind = _FirstDerivative(loss, vectors.add(loss.parameters, d, -step), vectors.add(v, u, -step))
 
         def measure(batch: Batch) -> Measured:
             (loss_ahead, plus), (loss_behind, minus) = ahead(batch), behind(batch)
@@ -129,7 +129,7 @@ class _FirstDerivative:
     def __init__(self, loss: PerSampleLoss, point: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> None:
         self._loss = loss
         self._point = dict(point)
-        self._direction = {name: direction[name].to(t) for name, t in point.items()}
+        self._direction = vectors.like(direction, point)
         self._plan: tuple[list[_Layer], Vector] | None = None
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -176,7 +176,9 @@ class _FirstDerivative:
             for module, own in found
             for local, name in own.items()
         ]
-        pair = select(batch, slice(0, 2))
+        with torch.no_grad():
+            finite = torch.isfinite(self._loss(self._point, batch)).nonzero().flatten()
+        pair = select(batch, finite[:2]) if len(finite) else select(batch, slice(0, 1))
         alone = [select(batch, slice(i, i + 1)) for i in range(batch_size(pair))]
         wanted = [self._products(one) for one in alone]
         scale = max(abs(value) for products in wanted for value in products.values())
@@ -199,6 +201,7 @@ class _FirstDerivative:
             if covered.intersection(own.values())
         ]
         plan = layers, {name: u for name, u in self._direction.items() if name not in covered}
+        # A single sample, or one without a finite loss, says too little to rely on it for other batches.
         if len(alone) > 1:
             self._plan = plan
             if plan[1]:

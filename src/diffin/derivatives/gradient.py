@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffin import vectors
-from diffin.batches import Batch
+from diffin.batches import Batch, select
 from diffin.errors import DerivativeError
 from diffin.task import PerSampleLoss
 from diffin.vectors import Vector
 
-Batches = Callable[[], Iterable[Batch]]
-"""A set of samples that can be read again and again, batch by batch."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Samples that can be read again and again, batch by batch.
+
+    Attributes:
+        read: starts reading.
+        name: what to call the set in messages.
+        skip_failed: leave out samples whose loss is not finite, with a warning, instead of refusing the set: one sample of
+            a training set may be broken; a query has to be whole.
+    """
+
+    read: Callable[[], Iterable[Batch]]
+    name: str
+    skip_failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,44 +49,67 @@ class MeanLoss:
     count: int
 
 
-def mean_gradient(
-    loss: PerSampleLoss, batches: Batches, *, at: Mapping[str, Tensor] | None = None, what: str = "the set"
-) -> MeanLoss:
-    """Mean loss and its gradient over all batches, one batch in memory at a time.
+def mean_gradient(loss: PerSampleLoss, samples: SampleSet, *, at: Mapping[str, Tensor] | None = None) -> MeanLoss:
+    """Mean loss and its gradient over a set, one batch in memory at a time.
 
     Args:
         loss: the losses as a function of the parameters.
-        batches: the samples.
+        samples: the set.
         at: where; ``loss.parameters`` by default.
-        what: the name of the set in error messages.
 
     Raises:
         DerivativeError: a loss is not finite, or the set is empty.
     """
-    point = {name: t.detach().requires_grad_() for name, t in (at or loss.parameters).items()}
+    point = leaves(at or loss.parameters)
     total = vectors.zeros_like(loss.parameters)
     value, count = 0.0, 0
-    for batch in batches():
-        with torch.enable_grad():
-            losses = loss(point, loss.to_device(batch))
-            refuse_nonfinite(losses, count, what)
-            gradients = torch.autograd.grad(losses.sum(), list(point.values()), allow_unused=True)
-        for tensor, gradient in zip(total.values(), gradients, strict=True):
-            if gradient is not None:
-                tensor.add_(gradient)
+    for losses in finite_losses(loss, point, samples):
+        gradients = torch.autograd.grad(losses.sum(), list(point.values()), allow_unused=True)
+        add_gradients(total, gradients)
         value += float(losses.detach().sum())
         count += len(losses)
-    if count == 0:
-        raise DerivativeError(f"{what} is empty; a mean gradient needs at least one sample")
     return MeanLoss(value / count, vectors.scale(total, 1 / count), count)
 
 
-def refuse_nonfinite(losses: Tensor, offset: int, what: str) -> None:
-    """Raise if a loss is not finite: one such sample would spoil the gradient of the whole set."""
-    finite = torch.isfinite(losses)
-    if not bool(finite.all()):
-        first = offset + int(torch.nonzero(~finite)[0])
-        raise DerivativeError(
-            f"{int((~finite).sum())} losses of {what} are not finite (sample {first} of it first); "
-            "remove those samples, or clamp what overflows in Task.losses"
-        )
+def leaves(point: Mapping[str, Tensor]) -> Vector:
+    """The same values as the leaves of a new graph."""
+    return {name: t.detach().requires_grad_() for name, t in point.items()}
+
+
+def add_gradients(total: Vector, gradients: Iterable[Tensor | None]) -> None:
+    """``total += gradients``, in the order of ``total``; ``None`` stands for zero."""
+    for tensor, gradient in zip(total.values(), gradients, strict=True):
+        if gradient is not None:
+            tensor.add_(gradient)
+
+
+def finite_losses(loss: PerSampleLoss, point: Mapping[str, Tensor], samples: SampleSet) -> Iterator[Tensor]:
+    """The losses of the set at ``point``, batch by batch, with their graph.
+
+    Raises:
+        DerivativeError: there is no sample, or one whose loss is not finite in a set that has to be whole.
+    """
+    position = count = failed = 0
+    for batch in samples.read():
+        batch = loss.to_device(batch)
+        with torch.enable_grad():
+            losses = loss(point, batch)
+            size, finite = len(losses), torch.isfinite(losses)
+            if not bool(finite.all()):
+                if not samples.skip_failed:
+                    raise DerivativeError(
+                        f"{int((~finite).sum())} losses of {samples.name} are not finite (sample "
+                        f"{position + int(torch.nonzero(~finite)[0])} of it first); remove those samples, or clamp what "
+                        "overflows in Task.losses"
+                    )
+                failed += int((~finite).sum())
+                # Without them from the start: a zero weight times an infinite derivative would be NaN.
+                losses = loss(point, select(batch, finite.nonzero().flatten())) if bool(finite.any()) else losses[:0]
+            if len(losses):
+                yield losses
+        position += size
+        count += len(losses)
+    if failed:
+        _log.warning("%d samples of %s have a loss that is not finite and were left out", failed, samples.name)
+    if count == 0:
+        raise DerivativeError(f"{samples.name} is empty, or no loss in it is finite; pass at least one usable sample")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from diffin import vectors
+from diffin.derivatives.base import refuse_half_precision
 from diffin.derivatives.composite import composite_attention
-from diffin.derivatives.gradient import Batches, mean_gradient, refuse_nonfinite
+from diffin.derivatives.gradient import SampleSet, add_gradients, finite_losses, leaves, mean_gradient
 from diffin.errors import DerivativeError
 from diffin.task import PerSampleLoss
 from diffin.vectors import Vector
@@ -21,44 +22,35 @@ _ERROR_NODES = frozenset(("torch::autograd::Error", "DelayedError"))
 
 
 def hessian_vector_product(
-    loss: PerSampleLoss,
-    batches: Batches,
-    vector: Mapping[str, Tensor],
-    *,
-    method: HessianProduct = "exact",
-    what: str = "the curvature set",
+    loss: PerSampleLoss, samples: SampleSet, vector: Mapping[str, Tensor], *, method: HessianProduct = "exact"
 ) -> Vector:
-    """``H v`` for H the Hessian of the mean loss over all batches.
+    """``H v`` for H the Hessian of the mean loss over a set.
 
     Args:
         loss: the losses as a function of the parameters.
-        batches: the samples, read once (``exact``) or twice (``difference``).
+        samples: the set, read once (``exact``) or twice (``difference``).
         vector: v, by parameter name.
         method: ``"exact"`` differentiates the gradient (reverse over reverse); ``"difference"`` is
             :func:`difference_product`, which needs first derivatives only and works with every attention kernel.
-        what: the name of the set in error messages.
 
     Raises:
         DerivativeError: a loss is not finite, the set is empty, or an operation has no second derivative.
     """
     if method == "difference":
-        return difference_product(loss, batches, vector, what=what)
+        return difference_product(loss, samples, vector)
     if method == "exact":
-        return _exact_product(loss, batches, vector, what=what)
+        return _exact_product(loss, samples, vector)
     raise DerivativeError(f"hessian={method!r}: pass 'exact' or 'difference'")
 
 
-def _exact_product(loss: PerSampleLoss, batches: Batches, vector: Mapping[str, Tensor], *, what: str) -> Vector:
-    point = {name: t.detach().requires_grad_() for name, t in loss.parameters.items()}
-    leaves = list(point.values())
-    directions = [vector[name] for name in point]
+def _exact_product(loss: PerSampleLoss, samples: SampleSet, vector: Mapping[str, Tensor]) -> Vector:
+    point = leaves(loss.parameters)
+    directions = list(vectors.like(vector, point).values())
     total = vectors.zeros_like(loss.parameters)
     count = 0
-    for batch in batches():
-        with torch.enable_grad(), composite_attention():
-            losses = loss(point, loss.to_device(batch))
-            refuse_nonfinite(losses, count, what)
-            gradients = torch.autograd.grad(losses.sum(), leaves, create_graph=True, allow_unused=True)
+    with composite_attention():
+        for losses in finite_losses(loss, point, samples):
+            gradients = torch.autograd.grad(losses.sum(), list(point.values()), create_graph=True, allow_unused=True)
             # A parameter that the loss is linear in, or does not use, has no second derivative to follow.
             terms = [
                 (g * v).sum() for g, v in zip(gradients, directions, strict=True) if g is not None and g.requires_grad
@@ -66,31 +58,36 @@ def _exact_product(loss: PerSampleLoss, batches: Batches, vector: Mapping[str, T
             if terms:
                 if count == 0:
                     refuse_once_differentiable(terms)
-                products = torch.autograd.grad(torch.stack(terms).sum(), leaves, allow_unused=True)
-                for tensor, product in zip(total.values(), products, strict=True):
-                    if product is not None:
-                        tensor.add_(product)
-        count += len(losses)
-    if count == 0:
-        raise DerivativeError(f"{what} is empty; a Hessian product needs at least one sample")
+                add_gradients(total, _second(torch.stack(terms).sum(), list(point.values())))
+            count += len(losses)
     return vectors.scale(total, 1 / count)
 
 
-def difference_product(
-    loss: PerSampleLoss, batches: Batches, vector: Mapping[str, Tensor], *, what: str = "the curvature set"
-) -> Vector:
+def _second(product: Tensor, parameters: list[Tensor]) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(product, parameters, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise DerivativeError(
+            f"the gradient of the model cannot be differentiated again ({error}); pass hessian='difference'"
+        ) from error
+
+
+def difference_product(loss: PerSampleLoss, samples: SampleSet, vector: Mapping[str, Tensor]) -> Vector:
     """``(grad(theta + e v) - grad(theta - e v)) / 2e``: the central form of Eq. 6 of Tan et al.
 
     The step e displaces the parameters by ``cbrt(machine epsilon)`` of their norm, where the rounding of the gradients
     and the cubic term of the expansion balance.
     """
+    refuse_half_precision(loss)
     length = vectors.norm(vector)
     if length == 0:
         return vectors.zeros_like(loss.parameters)
     precision = max(torch.finfo(t.dtype).eps for t in loss.parameters.values())
     step = precision ** (1 / 3) * (vectors.norm(loss.parameters) or 1.0) / length
-    ahead = mean_gradient(loss, batches, at=vectors.add(loss.parameters, vector, step), what=what).gradient
-    behind = mean_gradient(loss, batches, at=vectors.add(loss.parameters, vector, -step), what=what).gradient
+    ahead = mean_gradient(loss, samples, at=vectors.add(loss.parameters, vector, step)).gradient
+    behind = mean_gradient(loss, samples, at=vectors.add(loss.parameters, vector, -step)).gradient
     return vectors.scale(vectors.add(ahead, behind, -1.0), 1 / (2 * step))
 
 

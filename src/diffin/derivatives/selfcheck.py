@@ -10,6 +10,7 @@ too long and the loss is not smooth enough, too short and rounding shows.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -61,7 +62,7 @@ class BackEndCheck:
         name: ``"difference"``, ``"forward"`` or ``"ghost"``.
         step: the step chosen, or ``None`` where there is none to choose.
         error: ``|estimate - reference| / |reference|`` over the sample (Euclidean), the worst checkpoint; ``None`` where the
-            back end failed.
+            back end failed, or nothing is there to compare it with.
         rank_agreement: Spearman correlation with the reference over the sample, the worst checkpoint.
         cost: time over one plain forward pass of the same batch.
         failure: why it cannot be used, or ``None``.
@@ -176,7 +177,7 @@ class _Bench:
         self._steps = _STEPS.get(next(iter(loss.parameters.values())).dtype, _STEPS[torch.float32])
         with torch.no_grad():
             loss(loss.parameters, self._sample)  # warm up
-            self._plain = _seconds(lambda: loss(loss.parameters, self._sample), loss.device)
+            self._plain = fastest_seconds(lambda: loss(loss.parameters, self._sample), loss.device)
         self._exact: list[Tensor] = []
         with suppress(*_UNSUPPORTED):
             self._exact = [reverse_over_reverse(loss, probe, self._sample).cpu() for loss, probe in self._cases]
@@ -192,10 +193,11 @@ class _Bench:
         results = self._measure(Forward())
         cost = self._cost(Forward())
         if not self._exact:
-            return BackEndCheck("forward", error=0.0, rank_agreement=1.0, cost=cost)
-        return BackEndCheck(
-            "forward", None, self._error(results, self._exact), self._agreement(results, self._exact), cost
-        )
+            return BackEndCheck("forward", cost=cost)
+        error = self._error(results, self._exact)
+        if not math.isfinite(error):
+            return BackEndCheck("forward", failure="derivatives of samples with a finite loss are not finite")
+        return BackEndCheck("forward", None, error, self._agreement(results, self._exact), cost)
 
     def _check_steps(self, name: str) -> BackEndCheck:
         kind = Difference if name == "difference" else Ghost
@@ -204,6 +206,8 @@ class _Bench:
         wanted = {step: self._exact or self._extrapolated(results, step) for step in steps}
         errors = {step: self._error(results[step], wanted[step]) for step in steps}
         step = min(errors, key=lambda s: errors[s])
+        if not math.isfinite(errors[step]):
+            return BackEndCheck(name, failure="every step leaves the region in which the losses are finite")
         return BackEndCheck(
             name, step, errors[step], self._agreement(results[step], wanted[step]), self._cost(kind(step))
         )
@@ -227,7 +231,7 @@ class _Bench:
         loss, probe = self._cases[-1]
         measure = backend.prepare(loss, probe)
         measure(self._sample)  # warm up, and let ghost find its layers
-        return round(_seconds(lambda: measure(self._sample), loss.device) / self._plain, 2)
+        return round(fastest_seconds(lambda: measure(self._sample), loss.device) / self._plain, 2)
 
 
 def reverse_over_reverse(loss: PerSampleLoss, probe: Probe, batch: Batch) -> Tensor:
@@ -261,7 +265,7 @@ def _product(gradients: Sequence[Tensor | None], point: Vector, vector: Vector) 
     return torch.stack(terms).sum() if terms else torch.zeros((), dtype=anchor.dtype, device=anchor.device)
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
+def fastest_seconds(run: Callable[[], object], device: torch.device) -> float:
     """The faster of two runs."""
     best = float("inf")
     for _ in range(2):
@@ -281,7 +285,10 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
-    finite = torch.isfinite(a) & torch.isfinite(b)
+    """``|a - b| / |b|`` over the samples that have a reference; infinite if one of them has no estimate."""
+    finite = torch.isfinite(b)
+    if not bool(torch.isfinite(a[finite]).all()):
+        return float("inf")
     size = float(b[finite].norm())
     return float((a[finite] - b[finite]).norm()) / size if size else float((a[finite] != 0).any())
 

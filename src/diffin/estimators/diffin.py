@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from diffin.derivatives.gradient import mean_gradient
 from diffin.derivatives.hessian import HessianProduct, hessian_vector_product
-from diffin.errors import DiffinError
+from diffin.errors import DiffinError, TrajectoryError
 from diffin.estimators.base import Estimator, Moment
 from diffin.probes import Probe
 
@@ -58,13 +58,22 @@ class DiffIn(Estimator):
                 f"DiffIn(batches={self.batches}): pass 1 or more; 1 where batch_size is None, as all batches are the same"
             )
 
+        if self.seed < 0:
+            raise DiffinError(f"DiffIn(seed={self.seed}): pass 0 or more")
+        if self.hessian not in ("exact", "difference"):
+            raise DiffinError(f"DiffIn(hessian={self.hessian!r}): pass 'exact' or 'difference'")
+
     def probes(self, at: Moment) -> tuple[Probe, ...]:
+        if at.step == 0 and at.checkpoints == 1:
+            raise TrajectoryError(
+                "Eq. 9 weighs a checkpoint by the steps before it, and the only one has none; record a later one"
+            )
         v = at.rated(at.query_gradient())
         weight = -at.step / (at.dataset_size * at.checkpoints * self.batches)
         probes = []
         for number in range(self.batches):
             batch = at.draw(self.batch_size, self.seed, at.step, number)
-            d = at.rated(mean_gradient(at.loss, batch, what="the proxy batch").gradient)
-            u = at.rated(hessian_vector_product(at.loss, batch, v, method=self.hessian, what="the proxy batch"))
+            d = at.rated(mean_gradient(at.loss, batch).gradient)
+            u = at.rated(hessian_vector_product(at.loss, batch, v, method=self.hessian))
             probes.append(Probe(weight, u, (v, d)))
         return tuple(probes)

@@ -34,7 +34,9 @@ class MoSo(Estimator):
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
             raise DiffinError(f"MoSo(samples={self.samples}): pass 1 or more, or None for the whole training set")
+        if self.seed < 0:
+            raise DiffinError(f"MoSo(seed={self.seed}): pass 0 or more")
 
     def probes(self, at: Moment) -> tuple[Probe, ...]:
         risk = at.draw(self.samples, self.seed, at.step)
-        return (first_order_probe(at, mean_gradient(at.loss, risk, what="the training set").gradient),)
+        return (first_order_probe(at, mean_gradient(at.loss, risk).gradient),)

@@ -8,35 +8,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffin.batches import Batch, nbytes, select, tensors
+from diffin.batches import Batch, nbytes, select
 from diffin.derivatives.base import Measure, Measured
 from diffin.errors import ScoringError
+from diffin.memory import is_out_of_memory, power_of_two
 
 _log = logging.getLogger(__name__)
 
-_CPU_BYTES = 2**20
-_BYTES_OF_TOKEN = 512
-_CPU_RANGE = (8, 256)
 _CUDA_LIMIT = 4096
 _CUDA_SHARE = 0.6
-
-
-def from_sample_bytes(sample: Batch, count: int) -> int:
-    """A batch size that depends on nothing but the samples: a power of two whose inputs take about 1 MiB.
-
-    That is where a processor has its caches; more samples at once cost memory and gain nothing. A token (an integer in
-    a sequence) is counted as the activations it will become.
-
-    Args:
-        sample: a batch of ``count`` samples.
-        count: how many.
-    """
-    tokens = sum(
-        t.numel() for t in tensors(sample) if t.ndim > 1 and not t.is_floating_point() and t.dtype == torch.int64
-    )
-    size = max(1, (nbytes(sample) + tokens * _BYTES_OF_TOKEN) // count)
-    low, high = _CPU_RANGE
-    return max(low, min(high, _power_of_two(_CPU_BYTES / size)))
 
 
 def from_free_memory(sample: Batch, count: int, device: torch.device, measure: Callable[[Batch, int], object]) -> int:
@@ -55,12 +35,7 @@ def from_free_memory(sample: Batch, count: int, device: torch.device, measure: C
     per_sample = max(1.0, (torch.cuda.max_memory_allocated(device) - before + nbytes(sample)) / count)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + cached
-    return max(1, min(_CUDA_LIMIT, _power_of_two(_CUDA_SHARE * free / per_sample)))
-
-
-def _power_of_two(value: float) -> int:
-    """The largest power of two that is not above ``value``; 1 below that."""
-    return 1 << max(0, int(value).bit_length() - 1)
+    return max(1, min(_CUDA_LIMIT, power_of_two(_CUDA_SHARE * free / per_sample)))
 
 
 class BackOff:
@@ -105,16 +80,6 @@ class BackOff:
             torch.cuda.empty_cache()
         elif torch.backends.mps.is_available():
             torch.mps.empty_cache()
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the memory of the host, was too small. Only CUDA has an exception of its own for that."""
-    message = str(error)
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "MPS backend out of memory" in message
-        or ("DefaultCPUAllocator" in message and "memory" in message)
-    )
 
 
 def _cat(a: Tensor, b: Tensor) -> Tensor:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffin.errors import DatasetError, ScoringError
-from diffin.probes import ProbeSet
+from diffin.probes import ProbeSet, clear_probes
 from diffin.progress import phase
+from diffin.sample import Sample
 from diffin.scoring.columns import Rows, joined, to_table
 from diffin.scoring.manifest import LISTED_FAILURES, Manifest
-from diffin.scoring.plan import BatchSize, Derivatives, Plan, Sample, Settings, begin, check_continues, go_on
+from diffin.scoring.plan import BatchSize, Derivatives, Plan, Settings, begin, check_continues, go_on
 from diffin.scoring.scores import Scores
 from diffin.scoring.sink import FolderParts, MemoryParts, Parts, missing_runs
 from diffin.sources import Collate, Source, open_source
 from diffin.task import Task, frozen
+from diffin.trajectory.store import MANIFEST as RECORDING
 
 if TYPE_CHECKING:
     from diffin.estimators.base import Estimator
@@ -74,7 +76,7 @@ def score(
 
     folder = None if output is None else Path(output) / _PROBES
     if folder is not None and not resume:
-        _clear_probes(folder)
+        clear_probes(folder)
     probes = build_probes(
         task,
         trajectory,
@@ -100,13 +102,6 @@ def score(
         workers=workers,
         collate=collate,
     )
-
-
-def _clear_probes(folder: Path) -> None:
-    """Remove the probes, and nothing else, from a folder."""
-    for pattern in ("probes.json", "probe-*", "state-*"):
-        for file in folder.glob(pattern):
-            file.unlink()
 
 
 def score_probes(
@@ -154,6 +149,10 @@ def score_probes(
         ScoringError: ``output`` holds something else, is damaged, or cannot be written; or all samples failed.
     """
     settings = Settings(derivatives, batch_size, part_rows)
+    if not isinstance(probes, ProbeSet):
+        raise ScoringError(f"probes is a {type(probes).__name__}: pass diffin.ProbeSet.open(folder)")
+    if output is not None and (Path(output) / RECORDING).exists():
+        raise ScoringError(f"output={str(output)!r} is a recorded training; pass another folder for the scores")
     source = open_source(dataset, collate=collate, workers=workers)
     sample = Sample.of(source)
     parts: Parts = MemoryParts()

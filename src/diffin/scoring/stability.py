@@ -56,7 +56,8 @@ class Stability:
         count = self.checkpoints
         return (
             f"{count} checkpoints are {verdict}: {count} others of the same run would give a ranking that agrees to "
-            f"{self.reliability:.2f} (Spearman); with {2 * count} checkpoints, to {self.forecast_doubled:.2f}."
+            f"{self.reliability:.2f} (Spearman); with {2 * count} checkpoints, to {self.forecast_doubled:.2f}. This is about "
+            "the choice of checkpoints, not about whether the estimator is right."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, default_collate
 
 from diffin.errors import DatasetError
@@ -46,6 +47,8 @@ def open_source(dataset: Any, *, collate: Collate | None = None, workers: int = 
         return open_source(dataset.dataset, collate=collate or loader_collate, workers=workers or dataset.num_workers)
     if isinstance(dataset, Indexed):
         dataset = dataset.dataset
+    if isinstance(dataset, tuple) and dataset and all(isinstance(part, torch.Tensor) for part in dataset):
+        raise DatasetError("a tuple of tensors is no dataset of samples; pass torch.utils.data.TensorDataset(*tensors)")
     if isinstance(dataset, Mapping):
         raise DatasetError(
             f"a {type(dataset).__name__} with keys {', '.join(map(repr, list(dataset)[:4]))} is not a dataset of "

@@ -24,7 +24,8 @@ class Classification(Task):
     Args:
         model: returns logits of shape (B, C).
         label_smoothing: as in training.
-        class_weights: Float[Tensor, "C"], as in training; a sample's loss is multiplied by its class's weight.
+        class_weights: Float[Tensor, "C"]; a sample's loss is multiplied by its class's weight. (PyTorch's mean divides by
+            the sum of the weights, not the number of samples: the same up to a factor that differs between batches.)
         class_names: what to call the classes on a page.
     """
 

@@ -20,11 +20,13 @@ class Regression(Task):
     def losses(self, batch: Batch) -> Tensor:
         inputs, targets = split(batch)
         output = widened(call(self.model, inputs))
-        if output.numel() != targets.numel():
+        if tuple(d for d in output.shape[1:] if d != 1) != tuple(d for d in targets.shape[1:] if d != 1) or (
+            output.numel() != targets.numel()
+        ):
             raise TaskError(
                 f"the model returned shape {tuple(output.shape)} for targets of shape {tuple(targets.shape)}; they must agree"
             )
-        error = output.reshape(len(output), -1) - targets.to(output.dtype).reshape(len(output), -1)
+        error = output.reshape(len(targets), -1) - targets.to(output.dtype).reshape(len(targets), -1)
         return error.square().mean(dim=-1)
 
     def predictions(self, batch: Batch) -> list[str]:

@@ -73,6 +73,11 @@ def checkpoints(
     Raises:
         TrajectoryError: lengths differ, steps do not ascend, rates are not positive, or a file does not fit the others.
     """
+    if isinstance(paths, (str, Path)) or isinstance(steps, (int, float)) or isinstance(learning_rates, (int, float)):
+        raise TrajectoryError(
+            "paths, steps and learning_rates are sequences with one entry for each checkpoint: pass lists, e.g. "
+            "learning_rates=[0.1] * len(paths)"
+        )
     if not len(paths) == len(steps) == len(learning_rates):
         raise TrajectoryError(
             f"paths, steps and learning_rates have lengths {len(paths)}, {len(steps)} and {len(learning_rates)}: "

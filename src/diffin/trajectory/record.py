@@ -80,6 +80,7 @@ class Recorder:
         self._names = {parameter: name for name, parameter in self._parameters.items()}
         self._reader = GroupReader(optimizer)
         self._dataset_size = int(dataset_size)
+        self._planned = total_steps
         self._schedule = plan(checkpoints, total_steps)
         store = Store(path)
         self.path = store.path
@@ -181,6 +182,12 @@ class Recorder:
                 "complete"
             )
         self._release()
+        if self._planned is not None and not 0.9 * self._planned <= self._taken <= self._planned:
+            _log.warning(
+                "%d steps were taken and total_steps=%d were announced, so the checkpoints are not spread over the training; "
+                "pass epochs * len(loader), or leave total_steps out",
+                self._taken, self._planned,
+            )  # fmt: skip
         if not self._journal.has_state(self._taken):
             self._write_state(chosen=False)
         self._journal.flush()
