@@ -268,3 +268,15 @@ def test_texts_of_a_batch_are_cut_with_its_tensors() -> None:
 def test_regression_targets_of_another_shape_are_refused() -> None:
     with pytest.raises(TaskError, match="must agree"):
         Regression(nn.Linear(5, 2)).losses((torch.randn(4, 5), torch.randn(2, 4)))
+
+
+def test_a_weight_that_a_hook_computes_is_as_it_was() -> None:
+    net = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(5, 3)))
+    before = net[0].weight
+    task = Classification(net)
+    with frozen(net):
+        loss = PerSampleLoss(task)
+        with torch.inference_mode():
+            loss({name: t + 1 for name, t in loss.parameters.items()}, (X, Y))
+        assert net[0].weight is not before
+    assert net[0].weight is before

@@ -75,16 +75,25 @@ class Task(ABC):
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode with normalisation statistics that stay as they are.
 
-    On leaving, however that happens, every module has the mode it had, and every buffer the bytes it had.
+    On leaving, however that happens, every module has the mode it had, and every buffer and computed tensor its values.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    # Hooks such as weight_norm's leave what they compute from the parameters as plain attributes.
+    computed = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+    ]
     model.eval()
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for module, name, value in computed:
+            setattr(module, name, value)
         with torch.no_grad():
             for buffer, saved in buffers:
                 # Only what changed is written: an untouched buffer keeps its autograd version.

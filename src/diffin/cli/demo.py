@@ -74,7 +74,7 @@ def demo(
             extra={"seed": seed, **environment()},
         )  # fmt: skip
 
-    worst = Table(title="The ten samples that harmed the clean digits most, by DiffIn", title_justify="left")
+    worst = Table(title="Most harmful by DiffIn", title_justify="left")
     for heading in ("sample", "labelled", "truly", "influence", "standard error"):
         worst.add_column(heading, justify="right")
     for index in scores.most_harmful(10):
@@ -84,13 +84,11 @@ def demo(
             str(index), str(label), mark, f"{scores.influence[index]:+.2e}", f"{scores.standard_error[index]:.1e}"
         )
     console.print(worst)
-    table = Table(
-        title=f"How many of the {flags.sum()} mislabelled digits stand at the top of each ranking", title_justify="left"
-    )
+    table = Table(title=f"Of the {flags.sum()} mislabelled digits, found", title_justify="left")
     for heading in ("ranking", "in the first 10 %", "in the first 20 %"):
         table.add_column(heading, justify="left" if heading == "ranking" else "right")
     rankings = {f"influence, {name}": result.influence for name, result in results.items()}
-    rankings["the sample's own loss, mean over checkpoints"] = scores.loss
+    rankings["mean loss of the sample"] = scores.loss
     for name, ranking in rankings.items():
         table.add_row(name, f"{example.found(ranking, flags, 0.1):.0%}", f"{example.found(ranking, flags, 0.2):.0%}")
     table.add_row("at random", "10%", "20%")

@@ -85,7 +85,7 @@ def score(
         estimator=DiffIn() if estimator is None else estimator,
         parameters=parameters,
         output=folder,
-        batch_size=_GRADIENT_BATCH if batch_size == "auto" else batch_size,
+        batch_size=_GRADIENT_BATCH if batch_size == "auto" else min(batch_size, _GRADIENT_BATCH),
         workers=workers,
         collate=collate,
         progress=progress,
