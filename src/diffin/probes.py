@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ class ProbeSet:
     parameters: tuple[str, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
+    # A checkpoint may be loaded again for every block of samples; its bytes are checked the first time.
+    _verified: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> ProbeSet:
@@ -133,9 +136,7 @@ class ProbeSet:
         """
         entry = read_json(self.path / _INDEX)["checkpoints"][position]
         names = _file_names(entry["step"], len(entry["weights"]))
-        state, *measured = (
-            _load(self.path / name, digest) for name, digest in zip(names, entry["digests"], strict=True)
-        )
+        state, *measured = (self._read(name, digest) for name, digest in zip(names, entry["digests"], strict=True))
         probes = []
         for number, (weight, tensors) in enumerate(zip(entry["weights"], measured, strict=True)):
             parts: dict[str, Vector] = {"u": {}, "v": {}, "d": {}}
@@ -148,6 +149,19 @@ class ProbeSet:
                 )
             probes.append(Probe(weight, parts["u"], (parts["v"], parts["d"]) if parts["v"] else None))
         return CheckpointProbes(entry["step"], state, tuple(probes))
+
+    def _read(self, name: str, digest: str) -> dict[str, Tensor]:
+        path = self.path / name
+        try:
+            if name not in self._verified and _digest(path) != digest:
+                raise ProbeError(f"{path} is damaged: it is not what was written; build the probes again")
+            tensors = load_file(str(path))
+        except FileNotFoundError:
+            raise ProbeError(f"{path} is missing; build the probes again") from None
+        except (OSError, SafetensorError) as error:
+            raise ProbeError(f"{path} cannot be read ({error}); build the probes again") from error
+        self._verified.add(name)
+        return tensors
 
 
 class ProbeWriter:
@@ -197,26 +211,24 @@ class ProbeWriter:
                 tensors |= {f"d/{name}": t for name, t in probe.mixed[1].items()}
             digests.append(_save(self.path / _probe_name(checkpoint.step, number), tensors))
         weights = [probe.weight for probe in checkpoint.probes]
-        write_json(
-            self.path / _entry_name(checkpoint.step),
-            {"run": self._run, "step": checkpoint.step, "weights": weights, "digests": digests},
-        )
+        entry = {"run": self._run, "step": checkpoint.step, "weights": weights, "digests": digests}
+        with _writing(self.path):
+            write_json(self.path / _entry_name(checkpoint.step), entry)
 
     def finish(self, steps: list[int]) -> ProbeSet:
         """Write the index over the checkpoints of ``steps`` and open the set."""
         entries = [read_json(self.path / _entry_name(step)) for step in steps]
         digest = hashlib.sha256(json.dumps([self._run, entries], sort_keys=True).encode()).hexdigest()[:16]
-        write_json(
-            self.path / _INDEX,
-            {
-                "format": FORMAT_VERSION,
-                "run": self._run,
-                "digest": digest,
-                "metadata": self._metadata,
-                "parameters": self._parameters,
-                "checkpoints": [{"step": e["step"], "weights": e["weights"], "digests": e["digests"]} for e in entries],
-            },
-        )
+        index = {
+            "format": FORMAT_VERSION,
+            "run": self._run,
+            "digest": digest,
+            "metadata": self._metadata,
+            "parameters": self._parameters,
+            "checkpoints": [{"step": e["step"], "weights": e["weights"], "digests": e["digests"]} for e in entries],
+        }
+        with _writing(self.path):
+            write_json(self.path / _INDEX, index)
         return ProbeSet.open(self.path)
 
 
@@ -255,27 +267,22 @@ def _entry_name(step: int) -> str:
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> str:
     # A contiguous copy each: safetensors refuses tensors that share memory, as tied weights do.
     own = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    with _writing(path.parent), write_atomically(path) as part:
+        save_file(own, str(part))
+        return _digest(part)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what a full or failing disk raises into an error that says what is safe."""
     try:
-        with write_atomically(path) as part:
-            save_file(own, str(part))
-            return _digest(part)
+        yield
     except (OSError, SafetensorError) as error:
         raise ProbeError(
-            f"could not write {path} ({error}); free some space, and build again: what is complete is kept"
+            f"could not write to {folder} ({error}); free some space, and build again: what is complete is kept"
         ) from error
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _load(path: Path, digest: str) -> dict[str, Tensor]:
-    try:
-        if _digest(path) == digest:
-            return load_file(str(path))
-    except FileNotFoundError:
-        raise ProbeError(f"{path} is missing; build the probes again") from None
-    except (OSError, SafetensorError) as error:
-        raise ProbeError(f"{path} cannot be read ({error}); build the probes again") from error
-    raise ProbeError(f"{path} is damaged: it is not what was written; build the probes again")

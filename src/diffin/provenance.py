@@ -33,14 +33,14 @@ def write_run_file(folder: Path, command: str, arguments: Mapping[str, Any]) -> 
     Args:
         folder: the output of the run, made if absent.
         command: the subcommand, e.g. ``"score"``.
-        arguments: plain values by argument name, defaults included.
+        arguments: paths and plain values by argument name, defaults included.
     """
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "command": command,
-        "arguments": dict(arguments),
+        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()},
         "command_line": sys.argv,
         "folder": str(Path.cwd()),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -27,6 +27,7 @@ from diffin.provenance import environment, write_run_file
 
 
 def score(
+    context: typer.Context,
     problem: ProblemFile,
     run: RunFolder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the scores (Parquet) and the probes.")],
@@ -57,11 +58,6 @@ def score(
     """
     asked = diffin.load_problem(problem)
     trajectory = diffin.Trajectory.open(run)
-    arguments = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in locals().items()
-        if name in _SCORE_ARGUMENTS
-    }
     start = time.perf_counter()
     scores = diffin.score(
         asked.task, trajectory, asked.train, query=asked.query, collate=asked.collate,
@@ -69,13 +65,12 @@ def score(
         batch_size="auto" if batch_size == "auto" else whole("--batch-size", batch_size),
         parameters=parameters or None, output=output, resume=resume, progress=not quiet, workers=workers,
     )  # fmt: skip
-    write_run_file(output, "score", arguments)
+    write_run_file(output, "score", context.params)
     console.print(f"{len(scores):,} samples scored in {time.perf_counter() - start:.1f} s -> {output}", soft_wrap=True)
     _print_ends(scores)
     console.print(scores.stability.sentence())
     if report:
-        final = trajectory.final
-        page = _write_page(scores, output / "report.html", asked, None if final is None else final.state, seed)
+        page = _write_page(scores, output / "report.html", asked, trajectory, seed=seed)
         console.print(f"[bold]The page:[/] {page.resolve()}", soft_wrap=True)
 
 
@@ -96,10 +91,8 @@ def report(
     """
     opened = diffin.Scores.open(scores)
     asked = None if problem is None else diffin.load_problem(problem)
-    final = None if run is None else diffin.Trajectory.open(run).final
-    page = _write_page(
-        opened, output or scores / "report.html", asked, None if final is None else final.state, None, top
-    )
+    trajectory = None if run is None else diffin.Trajectory.open(run)
+    page = _write_page(opened, output or scores / "report.html", asked, trajectory, top=top)
     console.print(f"[bold]The page:[/] {page.resolve()}", soft_wrap=True)
 
 
@@ -164,32 +157,20 @@ def diagnose(
         console.print(f"  - {plain(obstacle)}", soft_wrap=True)
 
 
-_SCORE_ARGUMENTS = frozenset(
-    (
-        "problem",
-        "run",
-        "output",
-        "estimator",
-        "proxy_batch",
-        "proxy_batches",
-        "seed",
-        "derivatives",
-        "batch_size",
-        "parameters",
-        "workers",
-        "resume",
-        "report",
-    )
-)
-
-
 def _write_page(
-    scores: diffin.Scores, path: Path, asked: diffin.Problem | None, state: Any, seed: int | None, top: int = 24
+    scores: diffin.Scores,
+    path: Path,
+    asked: diffin.Problem | None,
+    trajectory: diffin.Trajectory | None,
+    *,
+    seed: int | None = None,
+    top: int = 24,
 ) -> Path:
     from diffin.report import write_report
 
+    final = None if trajectory is None else trajectory.final
     extra = {**({} if seed is None else {"seed": seed}), **environment()}
-    return write_report(scores, path, problem=asked, state=state, extra=extra, top=top)
+    return write_report(scores, path, problem=asked, state=None if final is None else final.state, extra=extra, top=top)
 
 
 def _print_ends(scores: diffin.Scores) -> None:

@@ -39,7 +39,7 @@ def demo(
     run, scores_folder, page = output / "run", output / "scores", output / "report.html"
     if output.exists() and any(output.iterdir()) and read_command(output) != "demo":
         raise DiffinError(f"--output {output}: the folder holds something other than an earlier demo; pass another one")
-    write_run_file(output, "demo", {"output": str(output), "seed": seed})
+    write_run_file(output, "demo", {"output": output, "seed": seed})
     shutil.rmtree(run, ignore_errors=True)
     with timed("Loading 5,000 handwritten digits (MNIST)"):
         data = example.load(seed)

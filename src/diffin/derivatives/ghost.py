@@ -34,6 +34,7 @@ from diffin.batches import Batch, batch_size, select
 from diffin.derivatives.base import Measure, Measured, as_float64, refuse_half_precision
 from diffin.derivatives.composite import jvp, nested_forward_mode, unfused_encoder
 from diffin.derivatives.difference import refuse_step, unit_step
+from diffin.derivatives.gradient import leaves
 from diffin.errors import DerivativeError
 from diffin.probes import Probe
 from diffin.task import PerSampleLoss
@@ -220,7 +221,7 @@ class _FirstDerivative:
 
     def _products(self, batch: Batch) -> dict[str, float]:
         """``<u_p, dl/dp>`` for every parameter p, from true parameter gradients."""
-        point = {name: t.detach().requires_grad_() for name, t in self._point.items()}
+        point = leaves(self._point)
         with torch.enable_grad():
             gradients = torch.autograd.grad(self._loss(point, batch).sum(), list(point.values()), allow_unused=True)
         return {

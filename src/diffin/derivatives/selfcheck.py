@@ -26,6 +26,7 @@ from diffin.derivatives.composite import composite_attention
 from diffin.derivatives.difference import Difference
 from diffin.derivatives.forward import Forward
 from diffin.derivatives.ghost import Ghost
+from diffin.derivatives.gradient import leaves
 from diffin.derivatives.hessian import refuse_once_differentiable
 from diffin.errors import DerivativeError
 from diffin.probes import Probe, ProbeSet
@@ -240,19 +241,19 @@ def reverse_over_reverse(loss: PerSampleLoss, probe: Probe, batch: Batch) -> Ten
     Returns:
         Float64[Tensor, "B"]
     """
-    point = {name: t.detach().requires_grad_() for name, t in loss.parameters.items()}
-    leaves = list(point.values())
+    point = leaves(loss.parameters)
+    parameters = list(point.values())
     values = []
     for index in range(batch_size(batch)):
         with torch.enable_grad(), composite_attention():
             total = loss(point, select(batch, slice(index, index + 1))).sum()
-            gradients = torch.autograd.grad(total, leaves, create_graph=probe.mixed is not None, allow_unused=True)
+            gradients = torch.autograd.grad(total, parameters, create_graph=probe.mixed is not None, allow_unused=True)
             value = _product(gradients, point, probe.u)
             if probe.mixed is not None:
                 along_v = _product(gradients, point, probe.mixed[0])
                 if along_v.requires_grad:
                     refuse_once_differentiable([along_v])
-                    second = torch.autograd.grad(along_v, leaves, allow_unused=True)
+                    second = torch.autograd.grad(along_v, parameters, allow_unused=True)
                     value = value + _product(second, point, probe.mixed[1])
         values.append(as_float64(value))
     return torch.stack(values)

@@ -96,8 +96,11 @@ def build_probes(
         "data": {name: None if sample is None else sample.digest() for name, sample in samples.items()},
         "loss": _mean_loss(task, trajectory.checkpoints[0], samples["train"]),
     }
-    folder = None if output is not None else tempfile.TemporaryDirectory(prefix="diffin-probes-")
-    writer = ProbeWriter(Path(output) if output is not None else Path(folder.name if folder else ""), names, metadata)
+    temporary: tempfile.TemporaryDirectory[str] | None = None
+    if output is None:
+        temporary = tempfile.TemporaryDirectory(prefix="diffin-probes-")
+        output = temporary.name
+    writer = ProbeWriter(output, names, metadata)
     draw = _Draws(train, train.length or size, batch_size)
     with phase("building probes", len(trajectory.checkpoints), show=progress) as bar:
         for checkpoint in trajectory.checkpoints:
@@ -118,8 +121,8 @@ def build_probes(
                 writer.write(CheckpointProbes(checkpoint.step, state, probes))
             bar.advance()
     built = writer.finish([checkpoint.step for checkpoint in trajectory.checkpoints])
-    if folder is not None:
-        weakref.finalize(built, folder.cleanup)
+    if temporary is not None:
+        weakref.finalize(built, temporary.cleanup)
     return built
 
 

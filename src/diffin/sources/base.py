@@ -16,6 +16,9 @@ Indices = npt.NDArray[np.int64]
 Collate = Callable[[list[Any]], Batch]
 
 
+NO_SAMPLES = "the dataset is empty; pass one with at least one sample"
+
+
 class Source(ABC):
     """Samples in a fixed order.
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffin.batches import Batch
 from diffin.errors import DatasetError
-from diffin.sources.base import Collate, Indices, Source, checked_indices, ranges
+from diffin.sources.base import NO_SAMPLES, Collate, Indices, Source, checked_indices, ranges
 from diffin.sources.kinds import is_hugging_face
 from diffin.sources.seeding import caller_generators_kept, seed
 
@@ -25,7 +25,7 @@ class MapSource(Source):
         self._dataset, self._collate, self._workers, self._selection = dataset, collate, workers, selection
         self.length: int = len(dataset) if selection is None else len(selection)
         if self.length == 0:
-            raise DatasetError("the dataset is empty; pass one with at least one sample")
+            raise DatasetError(NO_SAMPLES)
 
     def batches(
         self, batch_size: int, start: int = 0, stop: int | None = None, *, align: int | None = None

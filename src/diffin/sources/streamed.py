@@ -10,7 +10,7 @@ import numpy as np
 
 from diffin.batches import Batch
 from diffin.errors import DatasetError
-from diffin.sources.base import Collate, Indices, Source, checked_indices, ranges
+from diffin.sources.base import NO_SAMPLES, Collate, Indices, Source, checked_indices, ranges
 from diffin.sources.kinds import length_of
 from diffin.sources.seeding import caller_generators_kept, seed
 
@@ -25,7 +25,7 @@ class IterableSource(Source):
         self._total = length_of(dataset)
         self.length = self._total if selection is None else len(selection)
         if self.length == 0:
-            raise DatasetError("the dataset is empty; pass one with at least one sample")
+            raise DatasetError(NO_SAMPLES)
 
     def batches(
         self, batch_size: int, start: int = 0, stop: int | None = None, *, align: int | None = None
@@ -53,7 +53,7 @@ class IterableSource(Source):
     def _check_end(self, position: int, start: int) -> None:
         """Refuse an iterable that ended at ``position`` if that is too early, or not where it said."""
         if position == 0:
-            raise DatasetError("the dataset is empty; pass one with at least one sample")
+            raise DatasetError(NO_SAMPLES)
         if position < start or (self.length is not None and position != self.length):
             expected = f"at least {start}" if self.length is None else self.length
             raise DatasetError(
