@@ -77,6 +77,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     On leaving, however that happens, every module has the mode it had, and every buffer and computed tensor its values.
     """
+    with _kept(model):
+        model.eval()
+        yield
+
+
+@contextmanager
+def as_trained(model: nn.Module) -> Iterator[None]:
+    """Training mode, all of the model; on leaving, everything is as :func:`frozen` leaves it."""
+    with _kept(model):
+        model.train()
+        yield
+
+
+@contextmanager
+def _kept(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     # Hooks such as weight_norm's leave what they compute from the parameters as plain attributes.
@@ -86,7 +101,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
         for name, value in vars(module).items()
         if isinstance(value, Tensor)
     ]
-    model.eval()
     try:
         yield
     finally:
@@ -126,6 +140,7 @@ class PerSampleLoss:
 
     Attributes:
         parameters: the studied parameters at ``state``, detached, on the model's device.
+        rest: every other parameter and buffer there.
         device: where batches are moved before the loss is taken.
 
     Raises:
@@ -151,7 +166,7 @@ class PerSampleLoss:
         }
         self.parameters: Vector = {name: everything[name] for name in trainable if name in chosen}
         # Buffers are copied: a module that writes to one in evaluation mode must not change the caller's state.
-        self._rest = {
+        self.rest = {
             name: tensor.clone() if name in buffers else tensor
             for name, tensor in everything.items()
             if name not in self.parameters
@@ -171,7 +186,7 @@ class PerSampleLoss:
 
     def __call__(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Losses of ``batch`` (already on the device) at ``parameters``. Float[Tensor, "B"]."""
-        tensors = {f"model.{name}": tensor for name, tensor in (*self._rest.items(), *parameters.items())}
+        tensors = {f"model.{name}": tensor for name, tensor in (*self.rest.items(), *parameters.items())}
         losses: Tensor = functional_call(self._module, tensors, (batch,), tie_weights=True)
         return losses
 

@@ -40,7 +40,14 @@ def composite_attention() -> Iterator[None]:
 def nested_forward_mode() -> Iterator[None]:
     """Everything that nested forward-mode differentiation needs to be right."""
     # Some rules take a differentiable formula only where gradients are enabled; no graph is built, as nothing requires one.
-    with torch.enable_grad(), composite_attention(), _CompositeNormalisation():
+    with torch.enable_grad(), composite_attention(), _Replaced(_SAMPLE_NORMALISATION):
+        yield
+
+
+@contextmanager
+def differentiable_statistics() -> Iterator[None]:
+    """Attention from elementary operations, and running statistics of batch normalisation that depend on the batch."""
+    with composite_attention(), _Replaced({F.batch_norm: batch_norm}):
         yield
 
 
@@ -86,18 +93,53 @@ def instance_norm(
     return normal if bias is None else normal + bias.view(shape)
 
 
-_COMPOSITE: Mapping[Callable[..., Any], Callable[..., Tensor]] = {
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.batch_norm`` by its definition, the update of the running statistics a part of the graph."""
+    shape = (1, -1, *(1 for _ in x.shape[2:]))
+    if training:
+        dimensions = (0, *range(2, x.ndim))
+        mean, variance = x.mean(dimensions), x.var(dimensions, correction=0)
+        count = x.numel() // x.shape[1]
+        if running_mean is not None and running_var is not None:
+            running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+            running_var.mul_(1 - momentum).add_(variance, alpha=momentum * count / max(count - 1, 1))
+    else:
+        mean, variance = _present(running_mean), _present(running_var)
+    normal = (x - mean.view(shape)) * torch.rsqrt(variance + eps).view(shape)
+    normal = normal if weight is None else normal * weight.view(shape)
+    return normal if bias is None else normal + bias.view(shape)
+
+
+def _present(statistic: Tensor | None) -> Tensor:
+    assert statistic is not None  # without one, the layer asks for statistics of the batch
+    return statistic
+
+
+_SAMPLE_NORMALISATION: Mapping[Callable[..., Any], Callable[..., Tensor]] = {
     F.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
     F.instance_norm: instance_norm,
 }
 
 
-class _CompositeNormalisation(TorchFunctionMode):
-    """Replaces layer and instance normalisation while it is entered; not their ``torch.native_...`` forms."""
+class _Replaced(TorchFunctionMode):
+    """Calls other functions while it is entered; ``torch.native_...`` forms are not seen."""
+
+    def __init__(self, functions: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
+        super().__init__()
+        self._functions = functions
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        function: Callable[..., Any] = _COMPOSITE.get(func, func)
+        function: Callable[..., Any] = self._functions.get(func, func)
         return function(*args, **(kwargs or {}))

@@ -55,13 +55,13 @@ def mean_gradient(loss: PerSampleLoss, samples: SampleSet, *, at: Mapping[str, T
     Args:
         loss: the losses as a function of the parameters.
         samples: the set.
-        at: where; ``loss.parameters`` by default.
+        at: where, and with respect to what: parameters, and buffers if wanted; ``loss.parameters`` by default.
 
     Raises:
         DerivativeError: a loss is not finite, or the set is empty.
     """
     point = leaves(at or loss.parameters)
-    total = vectors.zeros_like(loss.parameters)
+    total = vectors.zeros_like(point)
     value, count = 0.0, 0
     for losses in finite_losses(loss, point, samples):
         gradients = torch.autograd.grad(losses.sum(), list(point.values()), allow_unused=True)

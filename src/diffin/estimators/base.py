@@ -50,16 +50,21 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Estimator(ABC):
-    """An estimator: a frozen dataclass of its settings that knows the probes of a checkpoint."""
+class Estimator:
+    """An estimator: a frozen dataclass of its settings."""
 
     name: ClassVar[str]
     needs_query: ClassVar[bool] = True
 
-    @abstractmethod
-    def probes(self, at: Moment) -> tuple[Probe, ...]:
-        """The probes of one checkpoint; the influence of a sample is the sum over all of all checkpoints."""
-
     def describe(self) -> dict[str, Any]:
         """JSON-able: the name and the settings."""
         return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class LocalEstimator(Estimator, ABC):
+    """An estimator that knows the probes of a checkpoint from that checkpoint alone."""
+
+    @abstractmethod
+    def probes(self, at: Moment) -> tuple[Probe, ...]:
+        """The probes of one checkpoint; the influence of a sample is the sum over all of all checkpoints."""

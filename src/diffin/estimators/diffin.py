@@ -21,12 +21,12 @@ from typing import ClassVar
 from diffin.derivatives.gradient import mean_gradient
 from diffin.derivatives.hessian import HessianProduct, hessian_vector_product
 from diffin.errors import DiffinError, TrajectoryError
-from diffin.estimators.base import Estimator, Moment
+from diffin.estimators.base import LocalEstimator, Moment
 from diffin.probes import Probe
 
 
 @dataclass(frozen=True)
-class DiffIn(Estimator):
+class DiffIn(LocalEstimator):
     """The estimator of the paper, in its form accelerated by checkpoints (Eq. 9).
 
     It assumes a run that has settled, a steady learning rate, slowly changing curvature and T eta H << 1; see the

@@ -11,13 +11,13 @@ from typing import ClassVar
 
 from diffin.derivatives.gradient import mean_gradient
 from diffin.errors import DiffinError
-from diffin.estimators.base import Estimator, Moment
+from diffin.estimators.base import LocalEstimator, Moment
 from diffin.estimators.tracin import first_order_probe
 from diffin.probes import Probe
 
 
 @dataclass(frozen=True)
-class MoSo(Estimator):
+class MoSo(LocalEstimator):
     """First-order influence on the training risk; no query set is needed.
 
     Attributes:

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from diffin.estimators.base import Estimator, Moment
+from diffin.estimators.base import LocalEstimator, Moment
 from diffin.probes import Probe
 
 
@@ -24,7 +24,7 @@ def first_order_probe(at: Moment, direction: dict[str, Tensor]) -> Probe:
 
 
 @dataclass(frozen=True)
-class TracIn(Estimator):
+class TracIn(LocalEstimator):
     """Gradient products with the query, over checkpoints."""
 
     name: ClassVar[str] = "tracin"

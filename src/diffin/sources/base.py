@@ -25,10 +25,12 @@ class Source(ABC):
     Attributes:
         length: the number of samples, ``None`` when it is unknown before the end.
         random_access: whether any sample can be read without reading those before it.
+        collate: what makes a batch of a list of samples.
     """
 
     length: int | None
     random_access: bool
+    collate: Collate
 
     @abstractmethod
     def batches(
@@ -56,6 +58,17 @@ class Source(ABC):
         Raises:
             DatasetError: an index is out of range; in a source of unknown length, that shows when it is read.
         """
+
+    def fetch(self, indices: Indices) -> Batch:
+        """What the collate function makes of the samples at ``indices``, in that order, repetitions included.
+
+        Raises:
+            DatasetError: samples can only be read in order.
+        """
+        raise DatasetError(
+            "the training set can only be read in order, and repeating a training needs its batches by index; pass a "
+            "map-style dataset, with __getitem__ and __len__"
+        )
 
     def _check(self, batch_size: int, start: int, stop: int | None) -> None:
         if batch_size < 1:

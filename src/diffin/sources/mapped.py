@@ -22,7 +22,7 @@ class MapSource(Source):
     random_access = True
 
     def __init__(self, dataset: Any, collate: Collate, workers: int, selection: Indices | None = None) -> None:
-        self._dataset, self._collate, self._workers, self._selection = dataset, collate, workers, selection
+        self._dataset, self.collate, self._workers, self._selection = dataset, collate, workers, selection
         self.length: int = len(dataset) if selection is None else len(selection)
         if self.length == 0:
             raise DatasetError(NO_SAMPLES)
@@ -33,7 +33,7 @@ class MapSource(Source):
         self._check(batch_size, start, stop)
         stop = self.length if stop is None else min(stop, self.length)
         chunks = _Chunks(self._selection, start, stop, batch_size, align)
-        fetch = _Fetch(self._dataset, self._collate)
+        fetch = _Fetch(self._dataset, self.collate)
         if self._workers == 0 or stop - start <= batch_size:
             return ((indices, fetch[indices]) for indices in chunks)
         # A generator of its own: the loader draws a seed for its workers, and must not draw it from the caller's.
@@ -47,10 +47,13 @@ class MapSource(Source):
         )
         return zip(chunks, loader, strict=True)
 
+    def fetch(self, indices: Indices) -> Batch:
+        return _Fetch(self._dataset, self.collate)[indices if self._selection is None else self._selection[indices]]
+
     def select(self, indices: Sequence[int] | Indices) -> Source:
         positions = checked_indices(indices, self.length)
         selection = positions if self._selection is None else self._selection[positions]
-        return MapSource(self._dataset, self._collate, self._workers, np.sort(selection))
+        return MapSource(self._dataset, self.collate, self._workers, np.sort(selection))
 
 
 class _Chunks:

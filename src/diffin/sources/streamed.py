@@ -21,7 +21,7 @@ class IterableSource(Source):
     random_access = False
 
     def __init__(self, dataset: Iterable[Any], collate: Collate, selection: Indices | None = None) -> None:
-        self._dataset, self._collate, self._selection = dataset, collate, selection
+        self._dataset, self.collate, self._selection = dataset, collate, selection
         self._total = length_of(dataset)
         self.length = self._total if selection is None else len(selection)
         if self.length == 0:
@@ -42,7 +42,7 @@ class IterableSource(Source):
         for first, last in ranges(start, stop, batch_size, align):
             with caller_generators_kept():
                 chunk = list(islice(samples, last - first))
-                batch = self._collate([sample for _, sample in chunk]) if chunk else None
+                batch = self.collate([sample for _, sample in chunk]) if chunk else None
             position += len(chunk)
             if chunk:
                 yield np.array([index for index, _ in chunk], dtype=np.int64), batch
@@ -84,4 +84,4 @@ class IterableSource(Source):
     def select(self, indices: Sequence[int] | Indices) -> Source:
         positions = checked_indices(indices, self.length)
         selection = positions if self._selection is None else self._selection[positions]
-        return IterableSource(self._dataset, self._collate, np.sort(selection))
+        return IterableSource(self._dataset, self.collate, np.sort(selection))

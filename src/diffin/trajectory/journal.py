@@ -18,7 +18,7 @@ from diffin.trajectory.indices import on_host
 from diffin.trajectory.optimizers import GroupReader, plain, rate
 from diffin.trajectory.schedule import Schedule
 from diffin.trajectory.states import Contents, StoredState
-from diffin.trajectory.steps import IntArray, StepLog, StepRecord, drop_from, write_segment
+from diffin.trajectory.steps import Clipping, IntArray, StepLog, StepRecord, drop_from, write_segment
 from diffin.trajectory.store import Manifest, Store
 
 SEGMENT_STEPS = 1000
@@ -35,6 +35,7 @@ class PendingStep:
     constants: tuple[Any, ...]
     indices: tuple[IntArray | Tensor, ...]
     clip_coefficient: Tensor | None
+    clipping: Clipping | None
     skipped: bool | Tensor
 
     def resolved(self, step: int, reader: GroupReader, dataset_size: int) -> StepRecord:
@@ -47,6 +48,7 @@ class PendingStep:
             indices=np.concatenate(batches) if batches else None,
             micro_batches=tuple(map(len, batches)) if len(batches) > 1 else None,
             clip_coefficient=coefficient,
+            clipping=self.clipping,
             skipped=skipped,
             constants=reader.plain(self.constants),
         )

@@ -21,7 +21,7 @@ from diffin.trajectory.journal import Journal, PendingStep, rewind, start
 from diffin.trajectory.optimizers import GroupReader, buffers, describe, rate, restore_buffers
 from diffin.trajectory.schedule import LogSpaced, plan
 from diffin.trajectory.states import Contents, StoredState
-from diffin.trajectory.steps import IntArray
+from diffin.trajectory.steps import Clipping, IntArray
 from diffin.trajectory.store import Manifest, Store, shapes
 
 _log = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ class Recorder:
         self._used: tuple[tuple[Any, ...], tuple[Any, ...], bool | Tensor] | None = None
         self._batches: list[IntArray | Tensor] = []
         self._coefficient: Tensor | None = None
+        self._clipping: Clipping | None = None
         self._sums: Tensor | None = surroundings.parameter_sums(self._parameters)
         self._watch = clipping.ClippingWatch(optimizer)
         self._hook = optimizer.register_step_pre_hook(self._before_optimizer_step)
@@ -138,9 +139,9 @@ class Recorder:
         self._check_open()
         batches = (*self._batches, self._copied(indices)) if indices is not None else tuple(self._batches)
         rates, constants, skipped = self._used if self._used is not None else self._skipped()
-        self._journal.append(PendingStep(rates, constants, batches, self._coefficient, skipped))
+        self._journal.append(PendingStep(rates, constants, batches, self._coefficient, self._clipping, skipped))
         self._taken += 1
-        self._used, self._coefficient = None, None
+        self._used, self._coefficient, self._clipping = None, None, None
         self._batches.clear()
         if self._schedule.includes(self._taken):
             self._write_state(chosen=True)
@@ -164,6 +165,7 @@ class Recorder:
                 "clip_grad_norm_ was called twice for one optimizer step: clip once, after the last backward"
             )
         norm, self._coefficient = clipping.clip(self._optimizer, max_norm, norm_type)
+        self._clipping = Clipping(float(max_norm), float(norm_type))
         return norm
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,10 +20,31 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SUFFIX = ".parquet"
-_SMALL_COLUMNS = ["step", "learning_rates", "clip_coefficient", "skipped", "constants"]
+_SMALL_COLUMNS = [
+    "step",
+    "learning_rates",
+    "clip_coefficient",
+    "clip_max_norm",
+    "clip_norm_type",
+    "skipped",
+    "constants",
+]
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """How gradients are clipped: multiplied by ``min(1, max_norm / norm)``.
+
+    Attributes:
+        max_norm: the largest norm let through.
+        norm_type: which norm, as in ``torch.nn.utils.clip_grad_norm_``.
+    """
+
+    max_norm: float
+    norm_type: float
 
 
 @dataclass(frozen=True)
@@ -34,6 +56,7 @@ class StepRecord:
         indices: samples of its batch, in order; ``None`` where the loop did not say.
         micro_batches: how many of the indices each accumulated micro-batch had; ``None`` for a single batch.
         clip_coefficient: what the gradients were multiplied by; ``None`` where nothing was clipped.
+        clipping: how they were clipped; ``None`` where they were not.
         skipped: whether the optimizer left everything as it was (overflow in mixed precision).
         constants: momentum and the like, one mapping a parameter group.
     """
@@ -42,6 +65,7 @@ class StepRecord:
     indices: IntArray | None
     micro_batches: tuple[int, ...] | None
     clip_coefficient: float | None
+    clipping: Clipping | None
     skipped: bool
     constants: Sequence[dict[str, Any]]
 
@@ -60,10 +84,26 @@ def write_segment(folder: Path, first: int, records: Sequence[StepRecord]) -> No
             pa.array([record.indices for record in records], pa.list_(pa.int64())),
             pa.array([record.micro_batches for record in records], pa.list_(pa.int64())),
             pa.array([record.clip_coefficient for record in records], pa.float64()),
+            pa.array(
+                [None if record.clipping is None else record.clipping.max_norm for record in records], pa.float64()
+            ),
+            pa.array(
+                [None if record.clipping is None else record.clipping.norm_type for record in records], pa.float64()
+            ),
             pa.array([record.skipped for record in records], pa.bool_()),
             pa.array(shown, pa.string()),
         ],
-        names=["step", "learning_rates", "indices", "micro_batches", "clip_coefficient", "skipped", "constants"],
+        names=[
+            "step",
+            "learning_rates",
+            "indices",
+            "micro_batches",
+            "clip_coefficient",
+            "clip_max_norm",
+            "clip_norm_type",
+            "skipped",
+            "constants",
+        ],
     )
     _write_table(folder / f"{first:012d}{_SUFFIX}", table)
 
@@ -101,6 +141,7 @@ class StepLog:
         self._paths = paths
         self._constants: dict[int, list[dict[str, Any]]] = {}
         rates, clips, skips = [np.empty((0, groups))], [np.empty(0)], [np.empty(0, dtype=bool)]
+        bounds = [np.empty((0, 2))]
         total = 0
         for path in paths:
             table = _read_table(path, _SMALL_COLUMNS)
@@ -115,6 +156,8 @@ class StepLog:
                 raise TrajectoryError(f"{path} does not hold one learning rate for each of {groups} parameter groups")
             rates.append(values.reshape(rows, groups))
             clips.append(table["clip_coefficient"].fill_null(1.0).to_numpy())
+            columns = [table[name].fill_null(np.nan).to_numpy() for name in ("clip_max_norm", "clip_norm_type")]
+            bounds.append(np.stack(columns, axis=1))
             skips.append(table["skipped"].to_numpy(zero_copy_only=False).astype(bool))
             for row, text in enumerate(table["constants"].to_pylist()):
                 if text is not None:
@@ -123,6 +166,7 @@ class StepLog:
             total += rows
         self.learning_rates: FloatArray = np.concatenate(rates)
         self.clip_coefficients: FloatArray = np.concatenate(clips)
+        self._clippings: FloatArray = np.concatenate(bounds)
         self.skipped: npt.NDArray[np.bool_] = np.concatenate(skips)
         self._changes = np.array(sorted(self._constants), dtype=np.int64)
         self._segment = lru_cache(maxsize=4)(self._load)
@@ -144,6 +188,12 @@ class StepLog:
         """What the gradients of ``step`` were multiplied by; 1 where nothing was clipped."""
         self._check(step)
         return float(self.clip_coefficients[step])
+
+    def clipping(self, step: int) -> Clipping | None:
+        """How the gradients of ``step`` were clipped; ``None`` where they were not."""
+        self._check(step)
+        max_norm, norm_type = self._clippings[step].tolist()
+        return None if math.isnan(max_norm) else Clipping(max_norm, norm_type)
 
     def constants(self, step: int) -> list[dict[str, Any]]:
         """Momentum, betas, weight decay and so on that ``step`` used, one mapping a parameter group."""

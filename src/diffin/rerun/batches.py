@@ -1,0 +1,134 @@
+"""The batches of a recorded training, and those of the same training in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from diffin.batches import Batch, batch_size, nbytes, select, to_device
+from diffin.errors import TrajectoryError
+from diffin.sources import Indices, Source
+from diffin.trajectory import StepLog
+
+_HELD_BYTES = 2**29
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples whose gradients are taken at once: the batch of a step, or one of its micro-batches.
+
+    Attributes:
+        indices: Int64[ndarray, "B"], of the samples.
+        share: what a sample's loss is multiplied by in the objective of the step, 1/B where there is one part.
+    """
+
+    indices: Indices
+    share: float
+
+
+Order = Callable[[int], tuple[Part, ...]]
+"""The parts of the batch of a step, by the number of steps before it; none for a step that was skipped."""
+
+
+def recorded_order(log: StepLog) -> Order:
+    """The order that was recorded."""
+
+    def parts(step: int) -> tuple[Part, ...]:
+        indices = log.indices(step)
+        if log.skipped[step]:
+            return ()
+        if indices is None:
+            raise TrajectoryError(f"the samples of step {step} were not recorded; pass indices to recorder.step")
+        sizes = log.micro_batches(step)
+        return _parts(indices, (len(indices),) if sizes is None else sizes)
+
+    return parts
+
+
+def shuffled_order(log: StepLog, dataset_size: int, seed: int) -> Order:
+    """Another order of the same training: batches as large as recorded, their samples drawn anew.
+
+    The steps are cut into passes, the longest runs in which no sample comes twice (the epochs, where a training has
+    them), and each pass draws its samples without replacement from the whole training set. What a pass left out
+    (``drop_last``) is therefore left out anew.
+    """
+    recorded = recorded_order(log)
+    generator = np.random.default_rng(seed)
+    drawn: list[tuple[Part, ...]] = []
+    pending: list[tuple[Part, ...]] = []
+    seen = np.zeros(dataset_size, dtype=bool)
+
+    def finish() -> None:
+        count = sum(len(part.indices) for parts in pending for part in parts)
+        fresh = generator.permutation(dataset_size)[:count]
+        position = 0
+        for parts in pending:
+            replaced = []
+            for part in parts:
+                replaced.append(Part(fresh[position : position + len(part.indices)], part.share))
+                position += len(part.indices)
+            drawn.append(tuple(replaced))
+        pending.clear()
+        seen[:] = False
+
+    for step in range(len(log)):
+        parts = recorded(step)
+        indices = np.concatenate([part.indices for part in parts]) if parts else np.empty(0, dtype=np.int64)
+        if len(np.unique(indices)) < len(indices):
+            raise TrajectoryError(
+                f"the batch of step {step} holds a sample twice, so no other order of this training can be drawn"
+            )
+        if seen[indices].any():
+            finish()
+        seen[indices] = True
+        pending.append(parts)
+    finish()
+    return drawn.__getitem__
+
+
+class Batches:
+    """Reads batches by index; a training set that fits is read once.
+
+    Args:
+        source: the training set.
+        device: where batches are needed.
+    """
+
+    def __init__(self, source: Source, device: torch.device) -> None:
+        self._source, self._device = source, device
+
+    def read(self, indices: Indices) -> Batch:
+        """The samples at ``indices``, in that order, on the device.
+
+        Raises:
+            DatasetError: an index is out of range, or the training set has no random access.
+        """
+        if self._held is not None:
+            return select(self._held, torch.from_numpy(indices).to(self._device))
+        return to_device(self._source.fetch(indices), self._device)
+
+    @cached_property
+    def _held(self) -> Batch | None:
+        length = self._source.length
+        # Only the default collate function is known to make of all samples what it makes of a few, in rows.
+        if length is None or not self._source.random_access or self._source.collate is not default_collate:
+            return None
+        few = self._source.fetch(np.arange(min(length, 4)))
+        if not isinstance(few, Tensor | tuple | list | dict) or nbytes(few) / batch_size(few) * length > _HELD_BYTES:
+            return None
+        return to_device(self._source.fetch(np.arange(length)), self._device)
+
+
+def _parts(indices: Indices, sizes: tuple[int, ...]) -> tuple[Part, ...]:
+    ends = np.cumsum(sizes)
+    return tuple(
+        Part(indices[end - size : end], 1 / (len(sizes) * size))
+        for end, size in zip(ends.tolist(), sizes, strict=True)
+        if size
+    )

@@ -1,0 +1,283 @@
+"""The steps of a recorded training, as functions of parameters, optimizer memory, and the weights of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from diffin import vectors
+from diffin.derivatives.composite import differentiable_statistics
+from diffin.derivatives.hessian import refuse_once_differentiable
+from diffin.errors import TrajectoryError
+from diffin.rerun.batches import Batches, Order, recorded_order
+from diffin.rerun.state import State, floating
+from diffin.rerun.update import GroupStep, Memory, update
+from diffin.sources import Source
+from diffin.task import PerSampleLoss, Task, as_trained
+from diffin.trajectory import Checkpoint, Trajectory, randomness
+from diffin.vectors import Vector
+
+TOLERANCE = 0.01
+"""How far recomputed parameters may be from the recorded ones, over the distance travelled since the state before."""
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """Derivative of a number with respect to everything a later step depends on.
+
+    Attributes:
+        parameters: with respect to the parameters.
+        buffers: to the floating-point buffers, through which batch normalisation reaches the query.
+        slots: to the memory of the optimizer.
+    """
+
+    parameters: Vector
+    buffers: Vector
+    slots: dict[str, Vector]
+
+
+class Rerun:
+    """A recorded training that can be executed again. Use it inside :meth:`entered`.
+
+    Args:
+        task: model and loss, as trained.
+        trajectory: a recording with the samples of every step.
+        train: the training set, by index.
+        order: batches of every step; the recorded ones by default. With others, only the initial state is that of the
+            recording.
+
+    Raises:
+        TrajectoryError: the recording does not say what is needed (each obstacle is named).
+    """
+
+    def __init__(self, task: Task, trajectory: Trajectory, train: Source, order: Order | None = None) -> None:
+        obstacles = trajectory.replay_obstacles()
+        if obstacles or trajectory.steps is None or trajectory.optimizer is None:
+            raise TrajectoryError("this training cannot be repeated. " + " ".join(obstacles))
+        if train.length is not None and train.length != trajectory.dataset_size:
+            raise TrajectoryError(
+                f"the training set has {train.length} samples and the run was recorded with {trajectory.dataset_size}; pass "
+                "the data set that the recorded indices belong to"
+            )
+        self.task, self.trajectory = task, trajectory
+        self.log, self.optimizer = trajectory.steps, trajectory.optimizer
+        self.loss = PerSampleLoss(task, trajectory.stored[0].state)
+        self.is_recorded = order is None
+        self.order = order or recorded_order(self.log)
+        self.batches = Batches(train, self.loss.device)
+        self._refused_kernels = False
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The model in training mode; its own state and the generators of the caller are put back afterwards."""
+        kept = randomness.capture()
+        try:
+            with as_trained(self.task.model):
+                yield
+        finally:
+            randomness.restore(*kept)
+
+    @property
+    def total_steps(self) -> int:
+        return self.trajectory.total_steps
+
+    def state(self, checkpoint: Checkpoint) -> State:
+        """The stored state of a checkpoint."""
+        state = State.of(checkpoint, self.loss)
+        return state if self.draws else replace(state, randomness=None)
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether the loss in training mode draws random numbers (dropout)."""
+        before = randomness.capture()
+        first = next(parts for parts in map(self.order, range(self.total_steps)) if parts)
+        with torch.no_grad():
+            self.loss(self.loss.parameters, self.batches.read(first[0].indices))
+        after = randomness.capture()
+        randomness.restore(*before)
+        return any(not torch.equal(after[0][name], state) for name, state in before[0].items())
+
+    def advance(self, state: State, weights: Tensor | None = None) -> State:
+        """The state one step later.
+
+        Args:
+            state: before the step.
+            weights: Float[Tensor, "N"], what each sample's loss is multiplied by; 1 by default.
+        """
+        if not self.order(state.step):
+            return replace(state, step=state.step + 1)
+        self._set_generators(state)
+        buffers = {name: t.clone() for name, t in state.buffers.items()}
+        parameters = {name: t.detach().requires_grad_() for name, t in state.parameters.items()}
+        with torch.enable_grad():
+            objective, _ = self._objective(state.step, parameters, buffers, weights)
+            gradients = self._gradients(objective, parameters, create_graph=False)
+        with torch.no_grad():
+            moved, memory = self._moved(state.step, state.parameters, state.memory, gradients)
+        return State(state.step + 1, moved, buffers, memory, randomness.capture() if self.draws else None)
+
+    def pull_back(self, state: State, adjoints: Sequence[Adjoint]) -> tuple[list[Adjoint], Tensor, Tensor]:
+        """Adjoints before a step from those after it, with the whole step differentiated.
+
+        Args:
+            state: before the step.
+            adjoints: after the step, one for each of Q numbers.
+
+        Returns:
+            Adjoints before the step; the derivative of each number with respect to the weight of each sample of the batch,
+            Float[Tensor, "Q B"]; and the losses of those samples, Float[Tensor, "B"].
+
+        Raises:
+            DerivativeError: the gradient of the model cannot be differentiated.
+        """
+        step = state.step
+        if not self.order(step):
+            nothing = torch.zeros(0, device=self.loss.device)
+            return list(adjoints), nothing.expand(len(adjoints), 0), nothing
+        self._set_generators(state)
+        parameters = _leaves(state.parameters)
+        old_buffers = _leaves(floating(state.buffers))
+        slots = {key: _leaves(vector) for key, vector in state.memory.slots.items()}
+        count = sum(len(part.indices) for part in self.order(step))
+        weights = torch.ones(count, device=self.loss.device, requires_grad=True)
+        with torch.enable_grad(), differentiable_statistics():
+            # A copy each: the model updates its statistics in place, and leaves cannot be written to.
+            buffers = {n: old_buffers[n].clone() if n in old_buffers else t.clone() for n, t in state.buffers.items()}
+            objective, losses = self._objective(step, parameters, buffers, None, by_position=weights)
+            gradients = self._gradients(objective, parameters, create_graph=True)
+            if not self._refused_kernels:
+                refuse_once_differentiable(gradients.values())
+                self._refused_kernels = True
+            moved, memory = self._moved(step, parameters, Memory(slots, state.memory.counts), gradients)
+        inputs = [
+            *parameters.values(), *old_buffers.values(), *(t for vector in slots.values() for t in vector.values()), weights,
+        ]  # fmt: skip
+        outputs = _flat(Adjoint(moved, floating(buffers), memory.slots))
+        before, sensitivities = [], []
+        for number, adjoint in enumerate(adjoints):
+            cotangents = _flat(_completed(adjoint, memory.slots))
+            used = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+            found = torch.autograd.grad(
+                [o for o, _ in used],
+                inputs,
+                [c for _, c in used],
+                allow_unused=True,
+                retain_graph=number + 1 < len(adjoints),
+            )
+            values = iter(torch.zeros_like(i) if f is None else f for i, f in zip(inputs, found, strict=True))
+            before.append(
+                Adjoint(
+                    {name: next(values) for name in parameters},
+                    {name: next(values) for name in old_buffers},
+                    {key: {name: next(values) for name in vector} for key, vector in slots.items()},
+                )
+            )
+            sensitivities.append(next(values))
+        return before, torch.stack(sensitivities), losses.detach()
+
+    def distance(self, state: State, checkpoint: Checkpoint, start: Mapping[str, Tensor]) -> float:
+        """How far ``state`` is from the recorded one, over how far that is from ``start``."""
+        recorded = vectors.like(checkpoint.state, self.loss.parameters)
+        travelled = vectors.norm(vectors.add(recorded, start, -1.0))
+        missed = vectors.norm(vectors.add(state.parameters, recorded, -1.0))
+        return missed / travelled if travelled else float(missed > 0)
+
+    def check(self, state: State, checkpoint: Checkpoint, start: State) -> float:
+        """The distance of the recomputed ``state`` from the recorded one.
+
+        Raises:
+            TrajectoryError: it is not the same training.
+        """
+        distance = self.distance(state, checkpoint, start.parameters)
+        if not distance <= TOLERANCE:
+            causes = ["data that is not the same at every reading (random augmentation)"]
+            if self.draws:
+                causes.insert(0, "dropout or another draw of random numbers between the recorded forward passes")
+            if any(len(self.order(t)) > 1 for t in range(start.step, min(state.step, start.step + 1))):
+                causes.insert(0, "micro-batches whose losses were not averaged")
+            raise TrajectoryError(
+                f"steps {start.step} to {state.step}, taken again, miss the recorded parameters by {distance:.2g} of the "
+                f"distance travelled ({TOLERANCE} is allowed). Something that is not recorded took part: "
+                f"{'; '.join(causes)}; a training loss that is not the mean of the task's losses; gradients changed "
+                "before the step; parts of the model in evaluation mode; or another version of the code"
+            )
+        return distance
+
+    def groups(self, step: int) -> list[GroupStep]:
+        """What a step used, by parameter group."""
+        rates, constants = self.log.learning_rates[step], self.log.constants(step)
+        return [
+            GroupStep(group.names, float(rate), values)
+            for group, rate, values in zip(self.optimizer.groups, rates, constants, strict=True)
+        ]
+
+    def _objective(
+        self,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        weights: Tensor | None,
+        *,
+        by_position: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted loss whose gradient the step takes, and the loss of every sample of its batch."""
+        total: Tensor | None = None
+        losses, position = [], 0
+        for part in self.order(step):
+            found = self.loss({**parameters, **buffers}, self.batches.read(part.indices))
+            weighted = found
+            if by_position is not None:
+                weighted = found * by_position[position : position + len(found)].to(found.dtype)
+            elif weights is not None:
+                weighted = found * weights[torch.from_numpy(part.indices).to(weights.device)].to(found.dtype)
+            objective = weighted.sum() * part.share
+            total = objective if total is None else total + objective
+            losses.append(found)
+            position += len(found)
+        assert total is not None  # a step that was skipped does not come here
+        return total, torch.cat(losses)
+
+    def _gradients(self, objective: Tensor, parameters: Mapping[str, Tensor], *, create_graph: bool) -> Vector:
+        found = torch.autograd.grad(objective, list(parameters.values()), create_graph=create_graph, allow_unused=True)
+        return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+
+    def _moved(
+        self, step: int, parameters: Mapping[str, Tensor], memory: Memory, gradients: Vector
+    ) -> tuple[Vector, Memory]:
+        clip = self.log.clipping(step)
+        if clip is not None:
+            used = [gradients[name] for group in self.optimizer.groups for name in group.names if name in gradients]
+            norms = torch.stack([torch.linalg.vector_norm(g, clip.norm_type) for g in used])
+            factor = (clip.max_norm / (torch.linalg.vector_norm(norms, clip.norm_type) + 1e-6)).clamp(max=1.0)
+            gradients = {name: g * factor for name, g in gradients.items()}
+        return update(self.optimizer.kind, self.groups(step), parameters, memory, gradients)
+
+    def _set_generators(self, state: State) -> None:
+        if self.draws and state.randomness is not None:
+            randomness.restore(*state.randomness)
+
+
+def _leaves(vector: Mapping[str, Tensor]) -> Vector:
+    return {name: t.detach().clone().requires_grad_() for name, t in vector.items()}
+
+
+def _flat(adjoint: Adjoint) -> list[Tensor]:
+    slots = [t for key in sorted(adjoint.slots) for t in adjoint.slots[key].values()]
+    return [*adjoint.parameters.values(), *adjoint.buffers.values(), *slots]
+
+
+def _completed(adjoint: Adjoint, slots: Mapping[str, Vector]) -> Adjoint:
+    """With zeros for the memory that nothing later depends on."""
+    return Adjoint(
+        adjoint.parameters,
+        adjoint.buffers,
+        {
+            key: {name: adjoint.slots.get(key, {}).get(name, torch.zeros_like(t)) for name, t in vector.items()}
+            for key, vector in slots.items()
+        },
+    )
