@@ -112,7 +112,10 @@ def test_diagnose_checks_forecasts_and_says_what_stands_in_the_way(folder: Path)
         (("score", "absent.py", "run", "-o", "x"), "absent.py"),
         (("score", "problem.py", "absent", "-o", "x"), "absent"),
         (("score", "problem.py", "run", "-o", "x", "-p", "head.*"), "'head.*' matches no trainable parameter"),
-        (("score", "problem.py", "run", "-o", "x", "--proxy-batch", "many"), "--proxy-batch many: pass a whole number"),
+        (
+            ("score", "problem.py", "run", "-o", "x", "-e", "diffin", "--proxy-batch", "many"),
+            "--proxy-batch many: pass a whole number",
+        ),
         (("report", "run"), "no scores"),
         (("demo", "-o", "."), "something other than an earlier demo"),
     ],

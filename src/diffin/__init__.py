@@ -6,7 +6,7 @@ Negative helps, positive harms.
 
 from diffin import tasks
 from diffin.errors import DiffinError
-from diffin.estimators import DiffIn, Estimator, MoSo, TracIn, build_probes
+from diffin.estimators import DiffIn, Estimator, InverseHessian, MoSo, Replay, TracIn, Unrolled, build_probes
 from diffin.probes import ProbeSet
 from diffin.problem import Problem, load_problem
 from diffin.scoring import Scores, score, score_probes
@@ -31,8 +31,11 @@ __all__ = [
     "load_problem",
     # Estimate.
     "Estimator",
+    "Unrolled",
+    "Replay",
     "DiffIn",
     "TracIn",
+    "InverseHessian",
     "MoSo",
     "build_probes",
     "ProbeSet",

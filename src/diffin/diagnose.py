@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +11,19 @@ from dataclasses import dataclass
 import torch
 
 from diffin.batches import batch_size
+from diffin.derivatives.gradient import SampleSet
 from diffin.derivatives.selfcheck import SelfCheck, choose, fastest_seconds
-from diffin.estimators import Estimator, build_probes
+from diffin.errors import DiffinError
+from diffin.estimators import Estimator, ProbingEstimator, Replay, Unrolled, build_probes, default
+from diffin.estimators.replay import query_adjoint
 from diffin.problem import Problem
+from diffin.rerun import Rerun
 from diffin.sources import open_source
 from diffin.task import PerSampleLoss, frozen
 from diffin.trajectory import Trajectory
 
 _TIMED = 256
+_TIMED_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def diagnose(
     problem: Problem,
     trajectory: Trajectory,
     *,
-    estimator: Estimator,
+    estimator: Estimator | None = None,
     parameters: Sequence[str] | str | None = None,
     progress: bool = True,
 ) -> Diagnosis:
@@ -65,22 +71,32 @@ def diagnose(
     Args:
         problem: task, training set and query.
         trajectory: what training left behind.
-        estimator: what will be estimated with.
+        estimator: what will be estimated with; ``None`` for the default. `Replay` has no probes to look at.
         parameters: name patterns of the studied parameters.
         progress: show a bar.
 
     Raises:
         DiffinError: as :func:`diffin.score` would.
     """
+    estimator = default(trajectory) if estimator is None else estimator
+    if isinstance(estimator, ProbingEstimator):
+        estimator = estimator.resolved(problem.task, trajectory, open_source(problem.train, collate=problem.collate))
+    walks = isinstance(estimator, Replay) or (isinstance(estimator, Unrolled) and estimator.propagation == "steps")
+    # A walk has no probes before its end, so derivatives are looked at along those of its segments.
+    probing = Unrolled(propagation="segments") if walks else estimator
+    if not isinstance(probing, ProbingEstimator):
+        raise DiffinError(f"estimator={estimator!r}: pass an instance, e.g. diffin.Unrolled()")
     count = len(trajectory.checkpoints)
     few = copy.copy(trajectory)
     few.checkpoints = tuple(trajectory.checkpoints[i] for i in sorted({0, count // 2, count - 1})) if count else ()
     start = time.perf_counter()
     probes = build_probes(
-        problem.task, few, problem.train, query=problem.query, estimator=estimator, parameters=parameters,
+        problem.task, few, problem.train, query=problem.query, estimator=probing, parameters=parameters,
         collate=problem.collate, progress=progress,
     )  # fmt: skip
     building = (time.perf_counter() - start) * count / len(few.checkpoints)
+    if walks:
+        building = _walk_seconds(problem, trajectory)
     source = open_source(problem.train, collate=problem.collate)
     start = time.perf_counter()
     _, batch = next(iter(source.batches(_TIMED)))
@@ -108,3 +124,20 @@ def diagnose(
         ),
         replay_obstacles=tuple(trajectory.replay_obstacles()),
     )
+
+
+def _walk_seconds(problem: Problem, trajectory: Trajectory) -> float:
+    """What a walk through the whole training will take, from a few of its steps."""
+    rerun = Rerun(problem.task, trajectory, open_source(problem.train, collate=problem.collate))
+    asked = open_source(problem.query, collate=problem.collate)
+    query = SampleSet(lambda: (batch for _, batch in asked.batches(_TIMED, stop=_TIMED)), "the query set")
+    with rerun.entered():
+        state = rerun.state(trajectory.stored[0])
+        adjoints = [query_adjoint(rerun, state, query)]
+        taken = []
+        for _ in range(min(_TIMED_STEPS, trajectory.total_steps)):
+            start = time.perf_counter()
+            rerun.pull_back(state, adjoints)
+            state = rerun.advance(state)
+            taken.append(time.perf_counter() - start)
+    return statistics.median(taken) * trajectory.total_steps

@@ -31,6 +31,10 @@ class ScoringError(DiffinError, RuntimeError):
     """Scoring cannot go on, or an existing output belongs to another run."""
 
 
+class EvaluationError(DiffinError, RuntimeError):
+    """A ground truth cannot be computed, or an existing output belongs to another one."""
+
+
 class DatasetError(DiffinError, ValueError):
     """A dataset is empty, yields batches of no known size, or changed its length."""
 

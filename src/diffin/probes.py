@@ -31,7 +31,7 @@ from diffin.vectors import Vector
 
 FORMAT_VERSION = 1
 _INDEX = "probes.json"
-_OWN_FILE = re.compile(r"probes\.json|(state|probe)-\d{8,}(-\d{3,})?\.(safetensors|json)|.*\.part")
+_OWN_FILE = re.compile(r"probes\.json|(state|probe|carried)-\d{8,}(-\d{3,})?\.(safetensors|json)|.*\.part")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,22 @@ class ProbeWriter:
         except (OSError, ValueError, KeyError):
             return False
 
-    def write(self, checkpoint: CheckpointProbes) -> None:
+    def carried(self, step: int) -> dict[str, Tensor]:
+        """What :meth:`write` was given beside the probes of ``step``.
+
+        Raises:
+            ProbeError: it is damaged.
+        """
+        path = self.path / _carried_name(step)
+        try:
+            return load_file(str(path))
+        except (OSError, SafetensorError) as error:
+            raise ProbeError(f"{path} cannot be read ({error}); build the probes again with resume=False") from error
+
+    def write(self, checkpoint: CheckpointProbes, carried: Mapping[str, Tensor] | None = None) -> None:
+        """Write the probes of a checkpoint, and what building the others will need if this build is interrupted."""
+        if carried:
+            _save(self.path / _carried_name(checkpoint.step), carried)
         digests = [_save(self.path / _state_name(checkpoint.step), checkpoint.state)]
         for number, probe in enumerate(checkpoint.probes):
             tensors = {f"u/{name}": t for name, t in probe.u.items()}
@@ -229,6 +244,8 @@ class ProbeWriter:
         }
         with _writing(self.path):
             write_json(self.path / _INDEX, index)
+            for step in steps:
+                (self.path / _carried_name(step)).unlink(missing_ok=True)
         return ProbeSet.open(self.path)
 
 
@@ -262,6 +279,10 @@ def _probe_name(step: int, number: int) -> str:
 
 def _entry_name(step: int) -> str:
     return f"probe-{step:08d}.json"
+
+
+def _carried_name(step: int) -> str:
+    return f"carried-{step:08d}.safetensors"
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> str:

@@ -40,7 +40,7 @@ def write_run_file(folder: Path, command: str, arguments: Mapping[str, Any]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "command": command,
-        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()},
+        "arguments": {name: _plain(value) for name, value in arguments.items()},
         "command_line": sys.argv,
         "folder": str(Path.cwd()),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -49,6 +49,12 @@ def write_run_file(folder: Path, command: str, arguments: Mapping[str, Any]) -> 
     with write_atomically(folder / FILE_NAME) as part:
         part.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return folder / FILE_NAME
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def read_command(folder: Path) -> str | None:

@@ -25,6 +25,16 @@ def _norm(t: Tensor) -> float:
     return largest * float((t / largest).norm()) if largest else 0.0
 
 
+def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """The inner product, summed in float64 over parameters."""
+    return sum(float((t * b[name]).sum(dtype=torch.promote_types(t.dtype, torch.float32))) for name, t in a.items())
+
+
+def multiply(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Vector:
+    """``a * b``, entry by entry."""
+    return {name: t * b[name] for name, t in a.items()}
+
+
 def zeros_like(a: Mapping[str, Tensor]) -> Vector:
     """Zeros to accumulate into: half precision would lose what is added, so they are float32 at least."""
     return {name: torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for name, t in a.items()}

@@ -67,7 +67,7 @@ def test_samples_that_were_never_trained_on_can_be_scored(setting) -> None:
 
 def test_a_missing_query_is_asked_for(setting) -> None:
     task, trajectory, train, _ = setting
-    with pytest.raises(DatasetError, match=r"query=None: DiffIn needs"):
+    with pytest.raises(DatasetError, match=r"query=None: Unrolled needs"):
         diffin.score(task, trajectory, train, progress=False)
 
 
@@ -159,7 +159,10 @@ def test_the_optimizer_that_an_estimator_was_not_derived_for_is_named(tmp_path: 
     train = TensorDataset(*case.batch)
     optimizer = torch.optim.AdamW(case.task.model.parameters(), lr=1e-2)
     trajectory = record(tmp_path / "run", case.task, train, optimizer=optimizer)
-    diffin.score(case.task, trajectory, train, query=TensorDataset(*case.query), progress=False)
+    query = TensorDataset(*case.query)
+    diffin.score(case.task, trajectory, train, query=query, progress=False)
+    assert "derived for plain SGD" not in caplog.text
+    diffin.score(case.task, trajectory, train, query=query, estimator=diffin.DiffIn(), progress=False)
     assert "DiffIn is derived for plain SGD; the run used AdamW" in caplog.text
 
 
@@ -290,7 +293,7 @@ def test_a_single_checkpoint_at_the_start_is_refused_where_it_weighs_nothing(set
     torch.save(trajectory.checkpoints[0].state, tmp_path / "state.pt")
     foreign = diffin.Trajectory.from_checkpoints([tmp_path / "state.pt"], [0], [0.1])
     with pytest.raises(TrajectoryError, match="record a later one"):
-        diffin.score(task, foreign, train, query=query, progress=False)
+        diffin.score(task, foreign, train, query=query, estimator=diffin.DiffIn(), progress=False)
 
 
 def test_arguments_of_a_wrong_kind_are_named(setting) -> None:
@@ -306,7 +309,7 @@ def test_arguments_of_a_wrong_kind_are_named(setting) -> None:
         ("task", task.model, r"Classification\(model\)"),
         ("trajectory", "runs/a", r"Trajectory\.open"),
         ("estimator", "tracin", r"diffin\.TracIn\(\)"),
-        ("estimator", diffin.DiffIn, r"diffin\.DiffIn\(\)"),
+        ("estimator", diffin.DiffIn, r"diffin\.Unrolled\(\)"),
     ):
         with pytest.raises(DiffinError, match=advice):
             diffin.score(**{**good, name: value}, progress=False)

@@ -18,6 +18,7 @@ from diffin.cli.options import (
     ProxyBatches,
     Quiet,
     RunFolder,
+    RunFolders,
     Seed,
     make_estimator,
     whole,
@@ -29,9 +30,9 @@ from diffin.provenance import environment, write_run_file
 def score(
     context: typer.Context,
     problem: ProblemFile,
-    run: RunFolder,
+    run: RunFolders,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the scores (Parquet) and the probes.")],
-    estimator: EstimatorName = "diffin",
+    estimator: EstimatorName = "auto",
     proxy_batch: ProxyBatch = "512",
     proxy_batches: ProxyBatches = 1,
     seed: Seed = 0,
@@ -52,15 +53,16 @@ def score(
     report: Annotated[bool, typer.Option(help="Also write report.html into the output folder.")] = True,
     quiet: Quiet = False,
 ) -> None:
-    """Score every training sample of a recorded run.
+    """Score every training sample of a recorded run, or of several.
 
-    Example: `diffin score problem.py runs/a -o scores/a`. Killed, the same command goes on where it stopped.
+    Example: `diffin score problem.py runs/a -o scores/a`. Killed, the same command goes on where it stopped. With
+    `runs/a runs/b runs/c`, recorded in other orders, the influence is the mean and has a standard error.
     """
     asked = diffin.load_problem(problem)
-    trajectory = diffin.Trajectory.open(run)
+    trajectories = [diffin.Trajectory.open(folder) for folder in run]
     start = time.perf_counter()
     scores = diffin.score(
-        asked.task, trajectory, asked.train, query=asked.query, collate=asked.collate,
+        asked.task, trajectories, asked.train, query=asked.query, collate=asked.collate,
         estimator=make_estimator(estimator, proxy_batch, proxy_batches, seed), derivatives=derivatives,
         batch_size="auto" if batch_size == "auto" else whole("--batch-size", batch_size),
         parameters=parameters or None, output=output, resume=resume, progress=not quiet, workers=workers,
@@ -70,7 +72,7 @@ def score(
     _print_ends(scores)
     console.print(scores.stability.sentence())
     if report:
-        page = _write_page(scores, output / "report.html", asked, trajectory, seed=seed)
+        page = _write_page(scores, output / "report.html", asked, trajectories[-1], seed=seed)
         console.print(f"[bold]The page:[/] {page.resolve()}", soft_wrap=True)
 
 
@@ -99,7 +101,7 @@ def report(
 def diagnose(
     problem: ProblemFile,
     run: RunFolder,
-    estimator: EstimatorName = "diffin",
+    estimator: EstimatorName = "auto",
     proxy_batch: ProxyBatch = "512",
     proxy_batches: ProxyBatches = 1,
     seed: Seed = 0,

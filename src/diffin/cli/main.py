@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 import diffin
 from diffin.cli.commands import diagnose, report, score
 from diffin.cli.demo import demo
+from diffin.cli.evaluate import evaluate
 from diffin.cli.terminal import errors, plain
 from diffin.errors import DiffinError, ProblemError
 
@@ -36,7 +37,7 @@ def options(
         typer.echo(context.get_help())
 
 
-for command in (demo, score, report, diagnose):
+for command in (demo, score, report, diagnose, evaluate):
     app.command()(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +16,13 @@ ProblemFile = Annotated[
     typer.Argument(metavar="PROBLEM", help="Python file with `def problem() -> diffin.Problem` (task, train, query)."),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that a diffin.Recorder wrote.")]
+RunFolders = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN...",
+        help="Folder that a diffin.Recorder wrote; several of the same model and data are averaged.",
+    ),
+]
 Parameters = Annotated[
     list[str] | None,
     typer.Option(
@@ -22,9 +30,13 @@ Parameters = Annotated[
     ),
 ]
 EstimatorName = Annotated[
-    Literal["diffin", "tracin", "moso"],
+    Literal["auto", "unrolled", "replay", "diffin", "tracin", "moso", "inverse-hessian"],
     typer.Option(
-        "--estimator", "-e", help="diffin: Eq. 9 of the paper; tracin: first order; moso: on the training risk."
+        "--estimator",
+        "-e",
+        help="unrolled: through the whole training, what to expect of a sample; replay: the exact influence on this run; "
+        "diffin: Eq. 9 of the paper; tracin: first order; moso: on the training risk; inverse-hessian: the influence "
+        "function; auto: unrolled, where the optimizer is known.",
     ),
 ]
 ProxyBatch = Annotated[str, typer.Option(help="diffin: size of the proxy batch at a checkpoint, or 'all'.")]
@@ -33,11 +45,17 @@ Seed = Annotated[int, typer.Option(help="Seed of the draws of the estimator.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
-def make_estimator(name: str, proxy_batch: str, proxy_batches: int, seed: int) -> diffin.Estimator:
-    if name == "tracin":
-        return diffin.TracIn()
-    if name == "moso":
-        return diffin.MoSo(seed=seed)
+def make_estimator(name: str, proxy_batch: str, proxy_batches: int, seed: int) -> diffin.Estimator | None:
+    """The estimator of that name; ``None`` for ``"auto"``."""
+    settings: dict[str, Callable[[], diffin.Estimator]] = {
+        "unrolled": lambda: diffin.Unrolled(seed=seed),
+        "replay": diffin.Replay,
+        "tracin": diffin.TracIn,
+        "moso": lambda: diffin.MoSo(seed=seed),
+        "inverse-hessian": lambda: diffin.InverseHessian(seed=seed),
+    }
+    if name != "diffin":
+        return None if name == "auto" else settings[name]()
     size = None if proxy_batch == "all" else whole("--proxy-batch", proxy_batch)
     return diffin.DiffIn(batch_size=size, batches=proxy_batches, seed=seed)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,8 +16,8 @@ import torch
 from diffin.batches import digest
 from diffin.derivatives.gradient import SampleSet
 from diffin.errors import DatasetError, DiffinError, TrajectoryError
-from diffin.estimators.base import Estimator, Moment
-from diffin.probes import CheckpointProbes, ProbeSet, ProbeWriter
+from diffin.estimators.base import LocalEstimator, ProbingEstimator, Run, effective_rates
+from diffin.probes import ProbeSet, ProbeWriter
 from diffin.progress import phase
 from diffin.sample import Sample
 from diffin.sources import Source, open_source
@@ -34,7 +33,7 @@ def build_probes(
     train_dataset: Any,
     *,
     query: Any = None,
-    estimator: Estimator,
+    estimator: ProbingEstimator,
     parameters: Sequence[str] | str | None = None,
     output: str | Path | None = None,
     batch_size: int = 256,
@@ -42,7 +41,7 @@ def build_probes(
     collate: Callable[[list[Any]], Any] | None = None,
     progress: bool = True,
 ) -> ProbeSet:
-    """Build the probes of every checkpoint of a trajectory.
+    """Build the probes of a trajectory.
 
     This is the half that takes gradients, and it touches only the query set and the curvature set. Interrupted, it goes
     on with the first checkpoint that is not complete in ``output``.
@@ -77,6 +76,7 @@ def build_probes(
         )
     asked = open_source(query, collate=collate, workers=workers) if estimator.needs_query else None
     size = _dataset_size(trajectory, train)
+    estimator = estimator.resolved(task, trajectory, train)
     samples = {
         "train": _usable(task, train, "training"),
         "query": None if asked is None else _usable(task, asked, "query"),
@@ -84,9 +84,11 @@ def build_probes(
     _warn_about_the_optimizer(trajectory, estimator)
     with frozen(task.model):
         names = PerSampleLoss(task, trajectory.checkpoints[0].state, parameters).names
-    rates = {c.step: _effective_rates(trajectory, c, names) for c in trajectory.checkpoints}
+    steps = estimator.steps(trajectory)
+    rates = {c.step: effective_rates(trajectory, c, names) for c in trajectory.checkpoints}
     metadata = {
         "estimator": estimator.describe(),
+        "terms": "draws" if isinstance(estimator, LocalEstimator) else "parts",
         "dataset_size": size,
         "query_size": None if asked is None else asked.length,
         "total_steps": trajectory.total_steps,
@@ -101,26 +103,12 @@ def build_probes(
         temporary = tempfile.TemporaryDirectory(prefix="diffin-probes-")
         output = temporary.name
     writer = ProbeWriter(output, names, metadata)
-    draw = _Draws(train, train.length or size, batch_size)
-    with phase("building probes", len(trajectory.checkpoints), show=progress) as bar:
-        for checkpoint in trajectory.checkpoints:
-            if not writer.has(checkpoint.step):
-                state = checkpoint.state
-                with frozen(task.model):
-                    moment = Moment(
-                        loss=PerSampleLoss(task, state, names),
-                        step=checkpoint.step,
-                        total_steps=trajectory.total_steps,
-                        checkpoints=len(trajectory.checkpoints),
-                        dataset_size=size,
-                        learning_rates=rates[checkpoint.step],
-                        query=None if asked is None else SampleSet(_reader(asked, batch_size), "the query set"),
-                        draw=draw,
-                    )
-                    probes = estimator.probes(moment)
-                writer.write(CheckpointProbes(checkpoint.step, state, probes))
-            bar.advance()
-    built = writer.finish([checkpoint.step for checkpoint in trajectory.checkpoints])
+    query_set = None if asked is None else SampleSet(_reader(asked, batch_size), "the query set")
+    run = Run(task, trajectory, names, size, train, query_set, _Draws(train, train.length or size, batch_size))
+    with phase("building probes", estimator.work(trajectory), show=progress) as bar:
+        for probes, carried in estimator.build(run, writer, bar):
+            writer.write(probes, carried)
+    built = writer.finish(list(steps))
     if temporary is not None:
         weakref.finalize(built, temporary.cleanup)
     return built
@@ -152,8 +140,8 @@ def _check_types(task: object, trajectory: object, estimator: object) -> None:
         raise DiffinError(f"task is a {type(task).__name__}: pass e.g. diffin.tasks.Classification(model)")
     if not isinstance(trajectory, Trajectory):
         raise DiffinError(f"trajectory is a {type(trajectory).__name__}: pass diffin.Trajectory.open(folder)")
-    if not isinstance(estimator, Estimator):
-        raise DiffinError(f"estimator={estimator!r}: pass an instance, e.g. diffin.DiffIn() or diffin.TracIn()")
+    if not isinstance(estimator, ProbingEstimator):
+        raise DiffinError(f"estimator={estimator!r}: pass an instance, e.g. diffin.Unrolled() or diffin.TracIn()")
     if not trajectory.checkpoints:
         raise TrajectoryError(
             "the trajectory has no checkpoint with a step after it; was the Recorder's total_steps far above the steps that "
@@ -199,20 +187,10 @@ def _dataset_size(trajectory: Trajectory, train: Source) -> int:
     return size
 
 
-def _effective_rates(trajectory: Trajectory, checkpoint: Checkpoint, names: list[str]) -> dict[str, float]:
-    """Learning rates of the step after the checkpoint, times its clipping coefficient: the factor of a gradient."""
-    coefficient = 1.0 if trajectory.steps is None else trajectory.steps.clip_coefficient(checkpoint.step)
-    rates = {name: rate * coefficient for name, rate in checkpoint.learning_rates(names).items()}
-    if not all(math.isfinite(rate) for rate in rates.values()):
-        raise TrajectoryError(
-            f"the step after checkpoint {checkpoint.step} has no finite learning rate; an optimizer without one (lr) cannot "
-            "be studied"
-        )
-    return rates
-
-
-def _warn_about_the_optimizer(trajectory: Trajectory, estimator: Estimator) -> None:
+def _warn_about_the_optimizer(trajectory: Trajectory, estimator: ProbingEstimator) -> None:
     optimizer = trajectory.optimizer
+    if not isinstance(estimator, LocalEstimator):
+        return
     if optimizer is not None and not optimizer.is_plain_sgd:
         _log.warning(
             "%s is derived for plain SGD; the run used %s, so read the scores as those of plain SGD at the same "

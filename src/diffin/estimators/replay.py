@@ -33,8 +33,7 @@ from diffin.errors import DerivativeError
 from diffin.estimators.base import Estimator
 from diffin.files import write_atomically
 from diffin.progress import phase
-from diffin.rerun import Rerun, State
-from diffin.rerun.rerun import Adjoint
+from diffin.rerun import Adjoint, Rerun, State
 from diffin.rerun.state import floating
 from diffin.rerun.walk import backwards, stretches
 from diffin.task import PerSampleLoss, frozen
@@ -51,13 +50,13 @@ class Replayed:
     Attributes:
         starts: the first step of each stretch, ascending.
         terms: Float64[ndarray, "Q N S"], what training on the sample in that stretch did; influence is the sum over S.
-        losses: Float64[ndarray, "N S"], the sample's mean loss as training saw it; NaN where it was not seen.
+        mean_losses: Float64[ndarray, "N"], the sample's mean loss as training saw it; 0 where it never did.
         distance: the largest relative distance of a recomputed state from the recorded one.
     """
 
     starts: tuple[int, ...]
     terms: Floats
-    losses: Floats
+    mean_losses: Floats
     distance: float
 
     @property
@@ -105,27 +104,28 @@ class Replay(Estimator):
             until=None,
             adjoints=[],
             terms=torch.zeros(len(queries), size, len(ranges), dtype=torch.float64),
-            losses=torch.zeros(size, len(ranges), dtype=torch.float64),
-            seen=torch.zeros(size, len(ranges), dtype=torch.float64),
+            losses=torch.zeros(size, dtype=torch.float64),
+            seen=torch.zeros(size, dtype=torch.float64),
             distance=0.0,
         )
         if folder is not None:
             walked = _load(folder, identity) or walked
+            walked.adjoints = [adjoint.to(rerun.loss.device) for adjoint in walked.adjoints]
         numbers = {start: number for number, (start, _) in enumerate(ranges)}
         left = rerun.total_steps if walked.until is None else walked.until
         with rerun.entered(), phase("replaying", 2 * left, show=progress) as bar:
             for stretch in backwards(rerun, until=walked.until, advance=bar.advance):
                 if not walked.adjoints:
-                    walked.adjoints = [_at_the_end(rerun, stretch.end, query) for query in queries]
+                    walked.adjoints = [query_adjoint(rerun, stretch.end, query) for query in queries]
                 column = numbers[stretch.start]
                 for state in stretch.states:
-                    walked.adjoints, sensitivities, losses = rerun.pull_back(state, walked.adjoints)
-                    parts = rerun.order(state.step)
-                    if parts:
-                        indices = torch.from_numpy(np.concatenate([part.indices for part in parts]))
-                        walked.terms[:, :, column].index_add_(1, indices, sensitivities.double().cpu())
-                        walked.losses[:, column].index_add_(0, indices, losses.double().cpu())
-                        walked.seen[:, column].index_add_(0, indices, torch.ones(len(indices), dtype=torch.float64))
+                    pulled = rerun.pull_back(state, walked.adjoints)
+                    if pulled is not None:
+                        walked.adjoints = pulled.adjoints
+                        indices = torch.from_numpy(np.concatenate([part.indices for part in rerun.order(state.step)]))
+                        walked.terms[:, :, column].index_add_(1, indices, pulled.sensitivities.double().cpu())
+                        walked.losses.index_add_(0, indices, pulled.losses.double().cpu())
+                        walked.seen.index_add_(0, indices, torch.ones(len(indices), dtype=torch.float64))
                     bar.advance()
                 walked.until, walked.distance = stretch.start, max(walked.distance, stretch.distance)
                 if not torch.isfinite(walked.terms).all():
@@ -135,7 +135,9 @@ class Replay(Estimator):
                     )
                 if folder is not None:
                     _save(folder, identity, walked)
-        return Replayed(tuple(numbers), walked.terms.numpy(), (walked.losses / walked.seen).numpy(), walked.distance)
+        return Replayed(
+            tuple(numbers), walked.terms.numpy(), (walked.losses / walked.seen.clamp(min=1)).numpy(), walked.distance
+        )
 
 
 @dataclass
@@ -150,7 +152,7 @@ class _Walked:
     distance: float
 
 
-def _at_the_end(rerun: Rerun, end: State, query: SampleSet) -> Adjoint:
+def query_adjoint(rerun: Rerun, end: State, query: SampleSet) -> Adjoint:
     """The derivative of the query's mean loss, in evaluation mode, with respect to the final state."""
     with frozen(rerun.task.model):
         loss = PerSampleLoss(rerun.task, {**rerun.loss.rest, **end.parameters, **end.buffers})
@@ -165,9 +167,7 @@ def _at_the_end(rerun: Rerun, end: State, query: SampleSet) -> Adjoint:
 def _save(folder: Path, identity: str, walked: _Walked) -> None:
     tensors = {"terms": walked.terms, "losses": walked.losses, "seen": walked.seen}
     for number, adjoint in enumerate(walked.adjoints):
-        parts = {"parameters": adjoint.parameters, "buffers": adjoint.buffers}
-        parts |= {f"slot:{key}": vector for key, vector in adjoint.slots.items()}
-        tensors |= {f"{number}/{part}/{n}": t for part, vector in parts.items() for n, t in vector.items()}
+        tensors |= {f"{number}/{name}": t for name, t in adjoint.packed().items()}
     known = {"identity": identity, "until": walked.until, "distance": walked.distance, "queries": len(walked.adjoints)}
     folder.mkdir(parents=True, exist_ok=True)
     with write_atomically(folder / _PROGRESS) as part:
@@ -185,17 +185,12 @@ def _load(folder: Path, identity: str) -> _Walked | None:
         return None
     if known["identity"] != identity:
         return None
-    adjoints = [Adjoint({}, {}, {}) for _ in range(known["queries"])]
-    for name, tensor in tensors.items():
-        number, _, rest = name.partition("/")
-        if not rest:
-            continue
-        part, _, parameter = rest.partition("/")
-        adjoint = adjoints[int(number)]
-        if part.startswith("slot:"):
-            adjoint.slots.setdefault(part.removeprefix("slot:"), {})[parameter] = tensor
-        else:
-            getattr(adjoint, part)[parameter] = tensor
+    adjoints = []
+    for number in range(known["queries"]):
+        prefix = f"{number}/"
+        adjoints.append(
+            Adjoint.unpacked({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
+        )
     return _Walked(
         known["until"], adjoints, tensors["terms"], tensors["losses"], tensors["seen"], float(known["distance"])
     )

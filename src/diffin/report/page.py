@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from diffin.errors import ProblemError, ScoringError
-from diffin.files import write_atomically
 from diffin.problem import Problem
 from diffin.report import figures
 from diffin.report.cards import Card, Ints, Side, make_cards
 from diffin.report.dependencies import require
+from diffin.report.html import write_html
 from diffin.report.method import Method
-from diffin.report.numbers import Unit, count, share
+from diffin.report.numbers import Unit
 from diffin.report.predictions import Said, describe
 from diffin.report.reading import read_items
 from diffin.report.samples import Shown, show_item
@@ -71,35 +67,13 @@ def write_report(
     """
     if top < 1:
         raise ScoringError(f"top={top}; pass how many samples to show of either end of the ranking, 1 or more")
-    jinja2, plotly = require("jinja2"), require("plotly.offline")
-    template = files("diffin.report") / "template"
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["count"], environment.filters["share"] = count, share
+    for package in ("jinja2", "plotly.offline"):
+        require(package)  # before the work rather than after it
     content = _content(scores, problem, state, {int(i) for i in flagged or ()}, flagged_as, top, extra or {})
-    # The HTML parser reads a line break as "\n", and the hash that admits a script is taken of what it reads.
-    scripts = [
-        text.replace("\r\n", "\n")
-        for text in (plotly.get_plotlyjs(), (template / "page.js").read_text(encoding="utf-8"))
-    ]
-    markup = require("markupsafe").Markup
-    payload = markup(_json_in_html(content.pop("payload")))
-    html = environment.from_string((template / "page.html").read_text(encoding="utf-8")).render(
-        **content,
-        payload=payload,
-        title=title,
-        flagged_as=flagged_as,
-        style=markup((template / "page.css").read_text(encoding="utf-8")),
-        scripts=[markup(script) for script in scripts],
-        hashes=[_hash(script) for script in scripts],
-    )
+    payload = content.pop("payload")
     path = Path(path)
     path = path / "report.html" if path.is_dir() else path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as part:
-        part.write_bytes(html.encode("utf-8", errors="replace"))
-    return path
+    return write_html(path, "page.html", {**content, "title": title, "flagged_as": flagged_as}, payload)
 
 
 def _content(
@@ -206,13 +180,3 @@ def _ranks(influence: Any) -> Ints:
 
 def _finite(values: Any) -> list[float | None]:
     return [float(f"{v:.6g}") if np.isfinite(v) else None for v in values]
-
-
-def _json_in_html(value: Any) -> str:
-    """JSON that no HTML parser can take for markup: it holds no ``<``, ``>`` or ``&``."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _hash(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")

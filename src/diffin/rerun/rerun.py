@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from diffin import vectors
+from diffin.batches import digest
 from diffin.derivatives.composite import differentiable_statistics
 from diffin.derivatives.hessian import refuse_once_differentiable
 from diffin.errors import TrajectoryError
@@ -39,6 +43,47 @@ class Adjoint:
     parameters: Vector
     buffers: Vector
     slots: dict[str, Vector]
+
+    def packed(self) -> Vector:
+        """All tensors under names of their own, to be saved."""
+        parts = {"parameters": self.parameters, "buffers": self.buffers}
+        parts |= {f"slots:{key}": vector for key, vector in self.slots.items()}
+        return {f"{part}/{name}": t for part, vector in parts.items() for name, t in vector.items()}
+
+    @staticmethod
+    def unpacked(tensors: Mapping[str, Tensor]) -> Adjoint:
+        """What was packed."""
+        adjoint = Adjoint({}, {}, {})
+        for full_name, tensor in tensors.items():
+            part, _, name = full_name.partition("/")
+            if part == "parameters":
+                adjoint.parameters[name] = tensor
+            elif part == "buffers":
+                adjoint.buffers[name] = tensor
+            else:
+                adjoint.slots.setdefault(part.removeprefix("slots:"), {})[name] = tensor
+        return adjoint
+
+    def to(self, device: torch.device) -> Adjoint:
+        return Adjoint.unpacked({name: t.to(device) for name, t in self.packed().items()})
+
+
+@dataclass(frozen=True)
+class PulledBack:
+    """A step, seen from its end, for Q numbers and the B samples of its batch.
+
+    Attributes:
+        adjoints: before the step, one for each number.
+        sensitivities: Float[Tensor, "Q B"], derivative of each number with respect to the weight of each sample.
+        directions: derivative of each number with respect to the gradient that the step took; the sensitivity of a sample
+            is its share of the batch times the inner product of its own gradient with this.
+        losses: Float[Tensor, "B"], of the samples, as the step saw them.
+    """
+
+    adjoints: list[Adjoint]
+    sensitivities: Tensor
+    directions: list[Vector]
+    losses: Tensor
 
 
 class Rerun:
@@ -82,6 +127,13 @@ class Rerun:
         finally:
             randomness.restore(*kept)
 
+    def identity(self) -> str:
+        """Tells this training from another: its first and last states, and the rates and batches of a few steps."""
+        states = [digest(c.state, most=4096) for c in (self.trajectory.stored[0], self.trajectory.stored[-1])]
+        looked_at = range(0, self.total_steps, max(1, self.total_steps // 16))
+        steps = [[self.log.learning_rates[t].tolist(), [p.indices.tolist() for p in self.order(t)]] for t in looked_at]
+        return hashlib.sha256(json.dumps([states, steps, self.optimizer.to_json()]).encode()).hexdigest()[:16]
+
     @property
     def total_steps(self) -> int:
         return self.trajectory.total_steps
@@ -111,17 +163,17 @@ class Rerun:
         """
         if not self.order(state.step):
             return replace(state, step=state.step + 1)
-        self._set_generators(state)
+        self.set_generators(state)
         buffers = {name: t.clone() for name, t in state.buffers.items()}
         parameters = {name: t.detach().requires_grad_() for name, t in state.parameters.items()}
         with torch.enable_grad():
             objective, _ = self._objective(state.step, parameters, buffers, weights)
             gradients = self._gradients(objective, parameters, create_graph=False)
         with torch.no_grad():
-            moved, memory = self._moved(state.step, state.parameters, state.memory, gradients)
+            moved, memory = self.moved(state.step, state.parameters, state.memory, gradients)
         return State(state.step + 1, moved, buffers, memory, randomness.capture() if self.draws else None)
 
-    def pull_back(self, state: State, adjoints: Sequence[Adjoint]) -> tuple[list[Adjoint], Tensor, Tensor]:
+    def pull_back(self, state: State, adjoints: Sequence[Adjoint]) -> PulledBack | None:
         """Adjoints before a step from those after it, with the whole step differentiated.
 
         Args:
@@ -129,17 +181,15 @@ class Rerun:
             adjoints: after the step, one for each of Q numbers.
 
         Returns:
-            Adjoints before the step; the derivative of each number with respect to the weight of each sample of the batch,
-            Float[Tensor, "Q B"]; and the losses of those samples, Float[Tensor, "B"].
+            ``None`` for a step that was skipped: it changed nothing.
 
         Raises:
             DerivativeError: the gradient of the model cannot be differentiated.
         """
         step = state.step
         if not self.order(step):
-            nothing = torch.zeros(0, device=self.loss.device)
-            return list(adjoints), nothing.expand(len(adjoints), 0), nothing
-        self._set_generators(state)
+            return None
+        self.set_generators(state)
         parameters = _leaves(state.parameters)
         old_buffers = _leaves(floating(state.buffers))
         slots = {key: _leaves(vector) for key, vector in state.memory.slots.items()}
@@ -153,12 +203,13 @@ class Rerun:
             if not self._refused_kernels:
                 refuse_once_differentiable(gradients.values())
                 self._refused_kernels = True
-            moved, memory = self._moved(step, parameters, Memory(slots, state.memory.counts), gradients)
+            moved, memory = self.moved(step, parameters, Memory(slots, state.memory.counts), gradients)
         inputs = [
             *parameters.values(), *old_buffers.values(), *(t for vector in slots.values() for t in vector.values()), weights,
+            *gradients.values(),
         ]  # fmt: skip
         outputs = _flat(Adjoint(moved, floating(buffers), memory.slots))
-        before, sensitivities = [], []
+        before, sensitivities, directions = [], [], []
         for number, adjoint in enumerate(adjoints):
             cotangents = _flat(_completed(adjoint, memory.slots))
             used = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
@@ -178,7 +229,8 @@ class Rerun:
                 )
             )
             sensitivities.append(next(values))
-        return before, torch.stack(sensitivities), losses.detach()
+            directions.append({name: next(values) for name in gradients})
+        return PulledBack(before, torch.stack(sensitivities), directions, losses.detach())
 
     def distance(self, state: State, checkpoint: Checkpoint, start: Mapping[str, Tensor]) -> float:
         """How far ``state`` is from the recorded one, over how far that is from ``start``."""
@@ -194,7 +246,12 @@ class Rerun:
             TrajectoryError: it is not the same training.
         """
         distance = self.distance(state, checkpoint, start.parameters)
-        if not distance <= TOLERANCE:
+        if not state.is_finite():
+            raise TrajectoryError(
+                f"steps {start.step} to {state.step}, taken again, end at parameters that are not finite; is a sample of the "
+                "training set broken that was not then?"
+            )
+        if distance > TOLERANCE:
             causes = ["data that is not the same at every reading (random augmentation)"]
             if self.draws:
                 causes.insert(0, "dropout or another draw of random numbers between the recorded forward passes")
@@ -207,6 +264,21 @@ class Rerun:
                 "before the step; parts of the model in evaluation mode; or another version of the code"
             )
         return distance
+
+    def check_repeatable(self) -> None:
+        """Repeat the steps between two stored states, the nearest there are.
+
+        Raises:
+            TrajectoryError: they end elsewhere.
+            DatasetError: the training set cannot be read by index.
+        """
+        stored = self.trajectory.stored
+        start, stop = min(pairwise(stored), key=lambda pair: pair[1].step - pair[0].step)
+        with self.entered():
+            first = state = self.state(start)
+            while state.step < stop.step:
+                state = self.advance(state)
+            self.check(state, stop, first)
 
     def groups(self, step: int) -> list[GroupStep]:
         """What a step used, by parameter group."""
@@ -246,9 +318,10 @@ class Rerun:
         found = torch.autograd.grad(objective, list(parameters.values()), create_graph=create_graph, allow_unused=True)
         return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
 
-    def _moved(
+    def moved(
         self, step: int, parameters: Mapping[str, Tensor], memory: Memory, gradients: Vector
     ) -> tuple[Vector, Memory]:
+        """Parameters and memory after a step that found these gradients, clipped as the step did."""
         clip = self.log.clipping(step)
         if clip is not None:
             used = [gradients[name] for group in self.optimizer.groups for name in group.names if name in gradients]
@@ -257,7 +330,8 @@ class Rerun:
             gradients = {name: g * factor for name, g in gradients.items()}
         return update(self.optimizer.kind, self.groups(step), parameters, memory, gradients)
 
-    def _set_generators(self, state: State) -> None:
+    def set_generators(self, state: State) -> None:
+        """Random numbers as the step after the state drew them."""
         if self.draws and state.randomness is not None:
             randomness.restore(*state.randomness)
 

@@ -47,7 +47,8 @@ def backwards(
 
     Args:
         rerun: the training; entered.
-        until: leave out the steps from here on, which an earlier walk has taken.
+        until: leave out the steps from here on, which an earlier walk has taken; in the middle of a stretch, its end is
+            not checked again.
         advance: called with the number of steps taken forward.
 
     Raises:
@@ -55,7 +56,9 @@ def backwards(
     """
     stored = {checkpoint.step: checkpoint for checkpoint in rerun.trajectory.stored}
     for start, stop in reversed(stretches(rerun)):
-        if until is not None and stop > until:
+        if until is not None:
+            stop = min(stop, until)
+        if stop <= start:
             continue
         first = rerun.state(stored[start])
         length = stop - start
@@ -66,7 +69,7 @@ def backwards(
                 kept.append(state)
             state = rerun.advance(state)
             advance(1)
-        distance = rerun.check(state, stored[stop], first) if rerun.is_recorded else 0.0
+        distance = rerun.check(state, stored[stop], first) if rerun.is_recorded and stop in stored else 0.0
         yield Stretch(start, state, distance, _reversed_states(rerun, kept, stop))
 
 

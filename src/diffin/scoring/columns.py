@@ -5,14 +5,16 @@ With ``x_c`` the term of checkpoint c (weight times measured derivative, summed 
     influence      = sum_c x_c
     standard_error = sqrt( m / (m - 1) * sum_c (x_c - mean x)^2 ),
 
-the standard error of a sum of m terms taken as m independent draws; the noise of the proxy batches is in the terms.
+the standard error of a sum of m terms taken as m independent draws; the noise of the proxy batches is in the terms. Where
+the terms are parts of one derivative, which differ because training differs, there is no such error. Of R trainings, each
+term is the influence by one of them over R, so that the same formula is the standard error of their mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Floats = npt.NDArray[np.float64]
+
+Terms = Literal["draws", "parts", "runs"]
+"""What the terms of an influence are: checkpoints that were sampled from a training, its parts, or whole trainings."""
 
 LEADING = ("index", "influence", "standard_error", "loss")
 
@@ -61,12 +66,12 @@ def standard_error(terms: Floats) -> Floats:
     return error
 
 
-def names(steps: Sequence[int]) -> list[str]:
-    """Column names, in order: the leading ones, then one term for each checkpoint."""
-    return [*LEADING, *(f"step_{step}" for step in steps)]
+def names(steps: Sequence[int], kind: Terms = "draws") -> list[str]:
+    """Column names, in order: the leading ones, then one term for each checkpoint or run."""
+    return [*LEADING, *(f"{'run' if kind == 'runs' else 'step'}_{step}" for step in steps)]
 
 
-def to_table(rows: Rows, steps: Sequence[int]) -> pa.Table:
+def to_table(rows: Rows, steps: Sequence[int], kind: Terms = "draws") -> pa.Table:
     """Rows as an Arrow table.
 
     A sample with a loss, term or sum that is not finite keeps its row, with nulls in place of every number but a finite
@@ -76,7 +81,7 @@ def to_table(rows: Rows, steps: Sequence[int]) -> pa.Table:
 
     with np.errstate(over="ignore", invalid="ignore"):
         influence = rows.terms.sum(axis=1)
-        errors = standard_error(rows.terms)
+        errors = standard_error(rows.terms) if kind != "parts" else np.full(len(influence), np.nan)
         loss = rows.losses.mean(axis=1)
     failed = ~(np.isfinite(influence) & np.isfinite(loss))
     values = [
@@ -86,7 +91,7 @@ def to_table(rows: Rows, steps: Sequence[int]) -> pa.Table:
         pa.array(loss, mask=~np.isfinite(loss)),
         *(pa.array(np.ascontiguousarray(term), mask=failed) for term in rows.terms.T),
     ]
-    return pa.table(values, names=names(steps))
+    return pa.table(values, names=names(steps, kind))
 
 
 def to_numpy(column: pa.ChunkedArray) -> Floats:

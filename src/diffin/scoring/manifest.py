@@ -9,7 +9,7 @@ from typing import Any
 
 from diffin.errors import ScoringError
 from diffin.probes import ProbeSet
-from diffin.scoring.columns import names
+from diffin.scoring.columns import Terms, names
 
 FORMAT_VERSION = 1
 LISTED_FAILURES = 1000
@@ -29,6 +29,7 @@ class Manifest:
         sample: digest of a few samples of the dataset, to notice another dataset of the same length.
         self_check: what the self-check of the derivatives found, ``None`` if it was not run.
         device: where the samples were measured.
+        terms: what the terms of an influence are.
         rows: samples scored; ``None`` until the scores are complete.
         failed_count: samples whose loss or influence is not finite.
         failed: the first of their indices.
@@ -42,6 +43,7 @@ class Manifest:
     sample: str
     self_check: Mapping[str, Any] | None = None
     device: str = "cpu"
+    terms: Terms = "draws"
     rows: int | None = None
     failed_count: int = 0
     failed: tuple[int, ...] = field(default=())
@@ -49,6 +51,10 @@ class Manifest:
     @property
     def steps(self) -> tuple[int, ...]:
         return tuple(self.probes["steps"])
+
+    @property
+    def columns(self) -> list[str]:
+        return names(self.steps, self.terms)
 
     @property
     def parts(self) -> int | None:
@@ -62,7 +68,7 @@ class Manifest:
         content = {
             "format": FORMAT_VERSION,
             "complete": self.rows is not None,
-            "columns": names(self.steps),
+            "columns": self.columns,
             **asdict(self),
         }
         plain: dict[str, Any] = _without_nan(content)
@@ -80,7 +86,7 @@ class Manifest:
         try:
             known = {name: content[name] for name in cls.__dataclass_fields__}
             manifest = cls(**{**known, "failed": tuple(known["failed"])})
-            names(manifest.steps)
+            names(manifest.steps, manifest.terms)
         except (KeyError, TypeError) as error:
             raise ScoringError(
                 f"the manifest of the scores is damaged ({error!r}); score again into another folder"

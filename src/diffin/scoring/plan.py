@@ -146,6 +146,7 @@ def _manifest(
         sample=sample.digest(),
         self_check=self_check,
         device=str(task.device),
+        terms=probes.metadata.get("terms", "draws"),
     )
 
 

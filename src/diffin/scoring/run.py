@@ -1,14 +1,14 @@
-"""Scoring: from probes and a dataset to one row a sample."""
+"""Measuring probes on every sample of a dataset, into one row a sample."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffin.errors import DatasetError, ScoringError
-from diffin.probes import ProbeSet, clear_probes
+from diffin.probes import ProbeSet
 from diffin.progress import phase
 from diffin.sample import Sample
 from diffin.scoring.columns import Rows, joined, to_table
@@ -20,88 +20,9 @@ from diffin.sources import Collate, Source, open_source
 from diffin.task import Task, frozen
 from diffin.trajectory.store import MANIFEST as RECORDING
 
-if TYPE_CHECKING:
-    from diffin.estimators.base import Estimator
-    from diffin.trajectory import Trajectory
-
 _log = logging.getLogger(__name__)
 
 PART_ROWS = 65_536
-_GRADIENT_BATCH = 256
-_PROBES = "probes"
-
-
-def score(
-    task: Task,
-    trajectory: Trajectory,
-    train_dataset: Any,
-    *,
-    query: Any = None,
-    estimator: Estimator | None = None,
-    derivatives: Derivatives = "auto",
-    batch_size: BatchSize = "auto",
-    parameters: Sequence[str] | str | None = None,
-    output: str | Path | None = None,
-    resume: bool = True,
-    progress: bool = True,
-    workers: int = 0,
-    collate: Collate | None = None,
-) -> Scores:
-    """What training on each sample did to the loss of the query.
-
-    Builds the probes (:func:`diffin.build_probes`) and measures them on every sample (:func:`score_probes`).
-
-    Args:
-        task: model and loss; the model is read, never written.
-        trajectory: what training left behind.
-        train_dataset: the samples to score: anything :func:`diffin.sources.open_source` reads.
-        query: the samples whose mean loss is asked about, usually a clean validation set.
-        estimator: what to estimate with; ``None`` for :class:`diffin.DiffIn`.
-        derivatives: see :func:`score_probes`.
-        batch_size: samples measured at once; ``"auto"`` to choose it.
-        parameters: shell-style name patterns of the parameters to study; ``None`` for all that training could change.
-        output: a folder for the scores and, in ``probes/``, the probes; ``None`` to keep the scores in memory.
-        resume: go on with what ``output`` holds; ``False`` replaces it.
-        progress: show the phases, with the time left.
-        workers: processes that read the data.
-        collate: makes a batch of a list of samples; ``None`` for the default.
-
-    Returns:
-        Influence of every sample, in the order of the dataset: negative helps, positive harms.
-
-    Raises:
-        DiffinError: see :func:`diffin.build_probes` and :func:`score_probes`.
-    """
-    from diffin.estimators import DiffIn, build_probes
-
-    folder = None if output is None else Path(output) / _PROBES
-    if folder is not None and not resume:
-        clear_probes(folder)
-    probes = build_probes(
-        task,
-        trajectory,
-        train_dataset,
-        query=query,
-        estimator=DiffIn() if estimator is None else estimator,
-        parameters=parameters,
-        output=folder,
-        batch_size=_GRADIENT_BATCH if batch_size == "auto" else min(batch_size, _GRADIENT_BATCH),
-        workers=workers,
-        collate=collate,
-        progress=progress,
-    )
-    return score_probes(
-        task,
-        probes,
-        train_dataset,
-        derivatives=derivatives,
-        batch_size=batch_size,
-        output=output,
-        resume=resume,
-        progress=progress,
-        workers=workers,
-        collate=collate,
-    )
 
 
 def score_probes(
@@ -174,7 +95,7 @@ def score_probes(
     if recorded is None:
         parts.write_manifest(plan.manifest)
     _measure_missing(task, plan, source, parts, progress)
-    manifest = _completed(plan.manifest, parts)
+    manifest = completed(plan.manifest, parts)
     parts.write_manifest(manifest)
     return Scores(parts, manifest)
 
@@ -191,7 +112,7 @@ def _measure_missing(task: Task, plan: Plan, source: Source, parts: Parts, progr
             batches = source.batches(manifest.batch_size, start, until, align=manifest.part_rows)
             number, position = start // manifest.part_rows, start
             for rows in _parts_of(plan.engine.measure(batches, bar.advance), manifest.part_rows):
-                parts.write(number, to_table(rows, manifest.steps))
+                parts.write(number, to_table(rows, manifest.steps, manifest.terms))
                 number += 1
                 position += len(rows.index)
             if stop is not None and position < stop:
@@ -220,7 +141,7 @@ def _parts_of(measured: Iterator[Rows], part_rows: int) -> Iterator[Rows]:
         yield joined(pending)
 
 
-def _completed(manifest: Manifest, parts: Parts) -> Manifest:
+def completed(manifest: Manifest, parts: Parts) -> Manifest:
     """The manifest with what the parts hold, those of an earlier, interrupted run included."""
     rows = failures = 0
     listed: list[int] = []

@@ -66,7 +66,7 @@ class Scores:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Steps taken before each checkpoint; the columns of :attr:`terms`."""
+        """Steps taken before each checkpoint, or the number of each training; the columns of :attr:`terms`."""
         return self._manifest.steps
 
     @property
@@ -81,7 +81,11 @@ class Scores:
 
     @cached_property
     def standard_error(self) -> Floats:
-        """Float64[ndarray, "N"], of the influence, over checkpoints and proxy batches; NaN with a single checkpoint."""
+        """Float64[ndarray, "N"], of the influence.
+
+        Over trainings where there are several, else over checkpoints and proxy batches; NaN with one of them, and for
+        estimators that follow one training whole.
+        """
         return self._column("standard_error")
 
     @cached_property
@@ -91,8 +95,8 @@ class Scores:
 
     @cached_property
     def terms(self) -> Floats:
-        """Float64[ndarray, "N m"], what each checkpoint contributes; the influence is their sum."""
-        return np.stack([self._column(name) for name in columns.names(self.steps)[len(columns.LEADING) :]], axis=1)
+        """Float64[ndarray, "N m"], what each checkpoint, or training, contributes; the influence is their sum."""
+        return np.stack([self._column(name) for name in self._manifest.columns[len(columns.LEADING) :]], axis=1)
 
     @cached_property
     def failed(self) -> Indices:
@@ -110,8 +114,10 @@ class Scores:
 
     @cached_property
     def stability(self) -> Stability:
-        """How far the ranking would change with other checkpoints, from 100,000 samples at most."""
-        wanted = columns.names(self.steps)[len(columns.LEADING) :]
+        """How far the ranking would change with other checkpoints or trainings, from 100,000 samples at most."""
+        if self._manifest.terms == "parts":
+            return Stability(len(self.steps), None, None, "parts")
+        wanted = self._manifest.columns[len(columns.LEADING) :]
         rows = self.index
         if len(rows) > MAX_ROWS:
             rows = np.sort(np.random.default_rng(0).choice(len(rows), MAX_ROWS, replace=False))
@@ -121,7 +127,7 @@ class Scores:
             table = self._parts.read(number, wanted)
             inside = rows[(rows >= start) & (rows < start + table.num_rows)] - start
             pieces.append(np.stack([columns.to_numpy(column)[inside] for column in table.columns], axis=1))
-        return stability(np.concatenate(pieces))
+        return stability(np.concatenate(pieces), kind=self._manifest.terms)
 
     def most_harmful(self, k: int = 10) -> Indices:
         """Int64[ndarray, "k"], the samples of largest influence, most harmful first; failed ones are left out."""
@@ -162,7 +168,8 @@ class Scores:
     def __repr__(self) -> str:
         failed = f", {self._manifest.failed_count} failed" if self._manifest.failed_count else ""
         where = "in memory" if self.path is None else f"in {str(self.path)!r}"
-        return f"Scores({len(self)} samples, {len(self.steps)} checkpoints{failed}, {where})"
+        of = "runs" if self._manifest.terms == "runs" else "checkpoints"
+        return f"Scores({len(self)} samples, {len(self.steps)} {of}{failed}, {where})"
 
     @property
     def _count(self) -> int:

@@ -20,7 +20,7 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
-from diffin.scoring.columns import Floats
+from diffin.scoring.columns import Floats, Terms
 
 SPLITS = 20
 MAX_ROWS = 100_000
@@ -33,20 +33,28 @@ class Stability:
     """How stable a ranking is.
 
     Attributes:
-        checkpoints: m.
-        reliability: expected Spearman correlation with a ranking from m other checkpoints, in [0, 1]; ``None`` if it
-            cannot be told, from one checkpoint or fewer than three samples.
-        forecast_doubled: the same for twice as many checkpoints.
+        checkpoints: m, checkpoints or trainings.
+        reliability: expected Spearman correlation with a ranking from m others, in [0, 1]; ``None`` if it cannot be told,
+            from one, or fewer than three samples.
+        forecast_doubled: the same for twice as many.
+        kind: what they are.
     """
 
     checkpoints: int
     reliability: float | None
     forecast_doubled: float | None
+    kind: Terms = "draws"
 
     def sentence(self) -> str:
         """What it means, for a person."""
+        if self.kind == "parts":
+            return (
+                "One training was followed from its end to its start, so nothing was sampled from it. How far another "
+                "training would rank the samples differently cannot be told from one: pass several recordings."
+            )
         if self.reliability is None or self.forecast_doubled is None:
-            return "How stable the ranking is cannot be told: that takes two checkpoints and three samples at least."
+            several = "trainings" if self.kind == "runs" else "checkpoints"
+            return f"How stable the ranking is cannot be told: that takes two {several} and three samples at least."
         if self.reliability >= ENOUGH:
             verdict = "enough"
         elif self.reliability >= TOO_FEW:
@@ -54,28 +62,33 @@ class Stability:
         else:
             verdict = "too few to rely on single ranks"
         count = self.checkpoints
+        of, about = (
+            ("checkpoints", "choice of checkpoints") if self.kind == "draws" else ("trainings", "noise of training")
+        )
+        where = " of the same run" if self.kind == "draws" else ""
         return (
-            f"{count} checkpoints are {verdict}: {count} others of the same run would give a ranking that agrees to "
-            f"{self.reliability:.2f} (Spearman); with {2 * count} checkpoints, to {self.forecast_doubled:.2f}. This is about "
-            "the choice of checkpoints, not about whether the estimator is right."
+            f"{count} {of} are {verdict}: {count} others{where} would give a ranking that agrees to "
+            f"{self.reliability:.2f} (Spearman); with {2 * count} {of}, to {self.forecast_doubled:.2f}. "
+            f"This is about the {about}, not about whether the estimator is right."
         )
 
 
-def stability(terms: Floats, seed: int = 0) -> Stability:
+def stability(terms: Floats, seed: int = 0, kind: Terms = "draws") -> Stability:
     """Stability of the ranking by the sum of each row.
 
     Args:
-        terms: Float64[ndarray, "N m"], one column a checkpoint; rows with a NaN are left out.
+        terms: Float64[ndarray, "N m"], one column a checkpoint or training; rows with a NaN are left out.
         seed: which splits are tried, where there are more than :data:`SPLITS`.
+        kind: what the columns are; not parts of one training.
     """
     count = terms.shape[1]
     terms = terms[np.isfinite(terms).all(axis=1)]
     if count < 2 or len(terms) < 3:
-        return Stability(count, None, None)
+        return Stability(count, None, None, kind)
     correlations = [spearman(terms[:, a].sum(axis=1), terms[:, b].sum(axis=1)) for a, b in _splits(count, seed)]
     half = max(0.0, float(np.mean(correlations)))
     ratio = count / (count // 2)
-    return Stability(count, lengthened(half, ratio), lengthened(half, 2 * ratio))
+    return Stability(count, lengthened(half, ratio), lengthened(half, 2 * ratio), kind)
 
 
 def lengthened(reliability: float, ratio: float) -> float:

@@ -64,6 +64,7 @@
   }
 
   const dialog = document.getElementById("detail");
+  if (!dialog) return; // a page without samples to look at
   const plot = document.getElementById("plot-detail");
   let side = "harmful", place = 0;
 

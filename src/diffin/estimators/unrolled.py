@@ -1,0 +1,113 @@
+"""Unrolled: the recursion that Diff-In truncates, solved, with the optimizer that was used.
+
+With I_t the derivative of the parameters after t steps with respect to the weight of sample z, averaged over the batches z
+could have been in, a step of gradient descent gives
+
+    I_{t+1} = I_t - eta_t ( H_t I_t + g_z(theta_t) / N ),        I_0 = 0,
+
+and momentum, decay and Adam's preconditioner add their terms. Its adjoint starts with the gradient of the query at the
+end of the training and is carried back to its start; what it says of the gradient of a step is a direction u_t, and
+
+    I(z, V) = (1 / N) sum over t of  D_{u_t} l_z(theta_t).
+
+The sum is taken in blocks: one direction, and one state at which all samples are measured, for each. There are two ways to
+carry the adjoint:
+
+- ``"steps"`` walks every recorded step backwards, differentiated whole, as Replay does; where Replay credits the samples of
+  each batch, here every sample is asked about every block, so that it counts what z would have done in any order. It needs a
+  recording that can be repeated.
+- ``"segments"`` needs a few checkpoints only. A segment of steps around each has the curvature H and the preconditioner P
+  of its checkpoint; with R = P^(1/2), a Lanczos run on R H R from R lambda gives Ritz pairs, along each of which the
+  optimizer's answer is a scalar recursion (:mod:`diffin.estimators.response`). It is unrolled differentiation in segments
+  as in SOURCE (Bae et al., "Training Data Attribution via Approximate Unrolled Differentiation", 2024), without factors of
+  the curvature, and with the steps that were taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from diffin.derivatives.hessian import HessianProduct
+from diffin.errors import DiffinError
+from diffin.estimators import segments, stepwise
+from diffin.estimators.base import Built, Carried, ProbingEstimator, Run
+from diffin.probes import CheckpointProbes
+from diffin.progress import Phase
+from diffin.rerun import Rerun
+from diffin.sources import Source
+from diffin.task import Task
+from diffin.trajectory import Trajectory
+
+_log = logging.getLogger(__name__)
+
+Propagation = Literal["auto", "steps", "segments"]
+
+
+@dataclass(frozen=True)
+class Unrolled(ProbingEstimator):
+    """The influence to expect of a sample, by differentiating through the training.
+
+    Attributes:
+        propagation: ``"steps"``, ``"segments"``, or ``"auto"`` for ``"steps"`` where the run used SGD and can be
+            repeated. (Adam's second moment depends on which sample was in which batch, more than an average over orders
+            can say; see the documentation.) What follows but ``states`` is of ``"segments"``.
+        states: at how many states of the training the samples are measured, for ``"steps"``. They lie denser early, where
+            training moves fastest: the j-th at ``T ((j + 1/2) / states)^2``. ``"segments"`` measures at the checkpoints.
+        rank: Hessian products per checkpoint.
+        curvature_samples: training samples that stand for the curvature, drawn anew at every checkpoint; ``None`` for all.
+        seed: of those draws.
+        hessian: how a product is taken, see :class:`diffin.DiffIn`.
+    """
+
+    propagation: Propagation = "auto"
+    states: int = 10
+    rank: int = 10
+    curvature_samples: int | None = 2048
+    seed: int = 0
+    hessian: HessianProduct = "exact"
+
+    name: ClassVar[str] = "unrolled"
+
+    def __post_init__(self) -> None:
+        if self.propagation not in ("auto", "steps", "segments"):
+            raise DiffinError(f"Unrolled(propagation={self.propagation!r}): pass 'auto', 'steps' or 'segments'")
+        for name in ("states", "rank", "curvature_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise DiffinError(f"Unrolled({name}={value}): pass 1 or more")
+        if self.seed < 0:
+            raise DiffinError(f"Unrolled(seed={self.seed}): pass 0 or more")
+        if self.hessian not in ("exact", "difference"):
+            raise DiffinError(f"Unrolled(hessian={self.hessian!r}): pass 'exact' or 'difference'")
+
+    def resolved(self, task: Task, trajectory: Trajectory, train: Source) -> Unrolled:
+        """With ``propagation`` decided: ``"auto"`` repeats a few steps of the training, to see whether that can be done."""
+        if self.propagation != "auto":
+            return self
+        optimizer = trajectory.optimizer
+        if optimizer is None or optimizer.kind != "SGD":
+            return replace(self, propagation="segments")
+        try:
+            Rerun(task, trajectory, train).check_repeatable()
+        except DiffinError as error:
+            _log.info("the adjoint is carried by segments, because the training cannot be repeated: %s", error)
+            return replace(self, propagation="segments")
+        return replace(self, propagation="steps")
+
+    def steps(self, trajectory: Trajectory) -> tuple[int, ...]:
+        if self.propagation == "steps":
+            return stepwise.states(self.states, trajectory.total_steps)
+        return tuple(checkpoint.step for checkpoint in trajectory.checkpoints)
+
+    def work(self, trajectory: Trajectory) -> int:
+        return 2 * trajectory.total_steps if self.propagation == "steps" else len(trajectory.checkpoints)
+
+    def build(self, run: Run, built: Built, bar: Phase) -> Iterator[tuple[CheckpointProbes, Carried]]:
+        if self.propagation == "steps":
+            return stepwise.build(run, built, bar, self.states)
+        return segments.build(
+            run, built, bar, rank=self.rank, samples=self.curvature_samples, seed=self.seed, hessian=self.hessian
+        )

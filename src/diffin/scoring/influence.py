@@ -1,0 +1,240 @@
+"""From trainings and a dataset to the influence of every sample."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffin.derivatives.gradient import SampleSet
+from diffin.errors import DatasetError, DiffinError, ScoringError
+from diffin.probes import clear_probes
+from diffin.sample import Sample
+from diffin.scoring.columns import Rows, to_table
+from diffin.scoring.manifest import Manifest
+from diffin.scoring.plan import BatchSize, Derivatives
+from diffin.scoring.run import PART_ROWS, completed, score_probes
+from diffin.scoring.scores import Scores
+from diffin.scoring.sink import FolderParts, MemoryParts, Parts
+from diffin.sources import Collate, open_source
+from diffin.task import Task
+from diffin.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from diffin.estimators import Estimator, Replay
+
+_GRADIENT_BATCH = 256
+_PROBES = "probes"
+_REPLAY = "replay"
+
+
+def score(
+    task: Task,
+    trajectory: Trajectory | Sequence[Trajectory],
+    train_dataset: Any,
+    *,
+    query: Any = None,
+    estimator: Estimator | None = None,
+    derivatives: Derivatives = "auto",
+    batch_size: BatchSize = "auto",
+    parameters: Sequence[str] | str | None = None,
+    output: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    workers: int = 0,
+    collate: Collate | None = None,
+) -> Scores:
+    """What training on each sample did to the loss of the query.
+
+    Builds the probes (:func:`diffin.build_probes`) and measures them on every sample (:func:`diffin.score_probes`);
+    :class:`diffin.Replay` needs no probes.
+
+    Args:
+        task: model and loss; the model is read, never written.
+        trajectory: what training left behind. Several trainings of the same model on the same data, in other orders or from
+            other initial parameters, are scored one after another: the influence is the mean, and the standard error is
+            over them.
+        train_dataset: the samples to score: anything :func:`diffin.sources.open_source` reads.
+        query: the samples whose mean loss is asked about, usually a clean validation set.
+        estimator: what to estimate with; ``None`` for :func:`diffin.estimators.default`, the most accurate for the run.
+        derivatives: see :func:`diffin.score_probes`.
+        batch_size: samples measured at once; ``"auto"`` to choose it.
+        parameters: shell-style name patterns of the parameters to study; ``None`` for all that training could change.
+        output: a folder for the scores and, in ``probes/``, the probes (of several trainings, in ``run-0/`` and so on);
+            ``None`` to keep the scores in memory.
+        resume: go on with what ``output`` holds; ``False`` replaces it.
+        progress: show the phases, with the time left.
+        workers: processes that read the data.
+        collate: makes a batch of a list of samples; ``None`` for the default.
+
+    Returns:
+        Influence of every sample, in the order of the dataset: negative helps, positive harms.
+
+    Raises:
+        DiffinError: see :func:`diffin.build_probes` and :func:`diffin.score_probes`.
+    """
+    from diffin.estimators import ProbingEstimator, Replay, build_probes, default
+
+    if not isinstance(trajectory, Trajectory) and isinstance(trajectory, Sequence) and trajectory:
+        if len(trajectory) == 1:
+            trajectory = trajectory[0]
+        else:
+            scores = [
+                score(
+                    task, run, train_dataset, query=query, estimator=estimator, derivatives=derivatives,
+                    batch_size=batch_size, parameters=parameters, resume=resume, progress=progress, workers=workers,
+                    collate=collate, output=None if output is None else Path(output) / f"run-{number}",
+                )
+                for number, run in enumerate(trajectory)
+            ]  # fmt: skip
+            return combined(scores, output)
+    if not isinstance(trajectory, Trajectory):
+        raise DiffinError(f"trajectory is a {type(trajectory).__name__}: pass diffin.Trajectory.open(folder)")
+    estimator = default(trajectory) if estimator is None else estimator
+    if isinstance(estimator, Replay):
+        if parameters is not None:
+            raise DiffinError(
+                "parameters=: Replay follows the whole training; pass parameters=None, or another estimator"
+            )
+        return _replayed(task, trajectory, train_dataset, query, estimator, output, resume, progress, collate)
+    if not isinstance(estimator, ProbingEstimator):
+        raise DiffinError(f"estimator={estimator!r}: pass an instance, e.g. diffin.Unrolled() or diffin.TracIn()")
+    folder = None if output is None else Path(output) / _PROBES
+    if folder is not None and not resume:
+        clear_probes(folder)
+    probes = build_probes(
+        task, trajectory, train_dataset, query=query, estimator=estimator, parameters=parameters, output=folder,
+        batch_size=_GRADIENT_BATCH if batch_size == "auto" else min(batch_size, _GRADIENT_BATCH), workers=workers,
+        collate=collate, progress=progress,
+    )  # fmt: skip
+    return score_probes(
+        task, probes, train_dataset, derivatives=derivatives, batch_size=batch_size, output=output, resume=resume,
+        progress=progress, workers=workers, collate=collate,
+    )  # fmt: skip
+
+
+def _replayed(
+    task: Task,
+    trajectory: Trajectory,
+    train_dataset: Any,
+    query: Any,
+    estimator: Replay,
+    output: str | Path | None,
+    resume: bool,
+    progress: bool,
+    collate: Collate | None,
+) -> Scores:
+    """Walk the training backwards, and write what that says of every sample as scores."""
+    from diffin.rerun import Rerun
+
+    if query is None:
+        raise DatasetError("query=None: Replay needs the samples whose loss is asked about, e.g. a validation set")
+    train, asked = open_source(train_dataset, collate=collate), open_source(query, collate=collate)
+    rerun = Rerun(task, trajectory, train)
+    queries = [SampleSet(lambda: (batch for _, batch in asked.batches(_GRADIENT_BATCH)), "the query set")]
+    sample = Sample.of(train).digest()
+    metadata = {
+        "estimator": estimator.describe(),
+        "terms": "parts",
+        "dataset_size": trajectory.dataset_size,
+        "query_size": asked.length,
+        "total_steps": trajectory.total_steps,
+        "optimizer": rerun.optimizer.kind,
+    }
+    known = [metadata, sample, Sample.of(asked).digest(), rerun.identity()]
+    identity = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    parts: Parts = MemoryParts()
+    folder: Path | None = None
+    if output is not None:
+        parts = at = FolderParts(output)
+        there = at.manifest() if resume else None
+        if there is not None and there.probes["digest"] != identity:
+            raise ScoringError(
+                f"output={str(output)!r} holds scores of another run, query or data; pass another output, or resume=False to "
+                "replace them"
+            )
+        if there is not None and there.rows is not None:
+            return Scores.open(output)
+        at.prepare()
+        if not resume:
+            at.clear()
+        folder = at.path / _REPLAY
+    found = estimator.walk(rerun, queries, folder=folder, identity=identity, progress=progress)
+    steps = list(found.starts)
+    manifest = Manifest(
+        probes={
+            "digest": identity, "steps": steps, "counts": [1] * len(steps),
+            "metadata": {**metadata, "replay_distance": found.distance},
+        },
+        derivatives={"name": "replay"},
+        batch_size=0,
+        part_rows=PART_ROWS,
+        length=trajectory.dataset_size,
+        sample=sample,
+        device=str(task.device),
+        terms="parts",
+    )  # fmt: skip
+    parts.write_manifest(manifest)
+    terms = found.terms[0]
+    # A sample that was never in a batch has no loss; its influence is known to be nothing.
+    losses = np.broadcast_to(found.mean_losses[:, None], terms.shape)
+    for number, start in enumerate(range(0, len(terms), PART_ROWS)):
+        rows = slice(start, start + PART_ROWS)
+        index = np.arange(start, min(start + PART_ROWS, len(terms)), dtype=np.int64)
+        parts.write(number, to_table(Rows(index, losses[rows], terms[rows]), steps, "parts"))
+    manifest = completed(manifest, parts)
+    parts.write_manifest(manifest)
+    return Scores(parts, manifest)
+
+
+def combined(scores: Sequence[Scores], output: str | Path | None = None) -> Scores:
+    """The mean of scores of several trainings, with the standard error over them.
+
+    Args:
+        scores: of the same samples, two or more.
+        output: a folder for the result; ``None`` to keep it in memory.
+
+    Raises:
+        ScoringError: they are not of as many samples, or the folder holds something else.
+    """
+    lengths = sorted({len(one) for one in scores})
+    if len(lengths) > 1:
+        raise ScoringError(f"the trainings were scored on {lengths} samples; score all of them on the same data")
+    described = [one.metadata for one in scores]
+    digests = [one["probes"]["digest"] for one in described]
+    first = described[0]["probes"]["metadata"]
+    manifest = Manifest(
+        probes={
+            "digest": hashlib.sha256("".join(digests).encode()).hexdigest()[:16],
+            "steps": list(range(len(scores))),
+            "counts": [1] * len(scores),
+            "metadata": {**first, "terms": "runs", "runs": [one["probes"] for one in described]},
+        },
+        derivatives=described[0]["derivatives"],
+        batch_size=described[0]["batch_size"],
+        part_rows=PART_ROWS,
+        length=lengths[0],
+        sample=described[0]["sample"],
+        self_check=described[0]["self_check"],
+        device=described[0]["device"],
+        terms="runs",
+    )
+    parts: Parts = MemoryParts()
+    if output is not None:
+        parts = folder = FolderParts(output)
+        folder.prepare()
+        folder.clear()
+    parts.write_manifest(manifest)
+    for number, start in enumerate(range(0, lengths[0], PART_ROWS)):
+        rows = slice(start, start + PART_ROWS)
+        terms = np.stack([one.influence[rows] for one in scores], axis=1) / len(scores)
+        losses = np.stack([one.loss[rows] for one in scores], axis=1)
+        index = np.arange(start, start + len(terms), dtype=np.int64)
+        parts.write(number, to_table(Rows(index, losses, terms), manifest.steps, "runs"))
+    manifest = completed(manifest, parts)
+    parts.write_manifest(manifest)
+    return Scores(parts, manifest)
