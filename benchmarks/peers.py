@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from ekfac import Kronfluence
 from networks import cnn
 
 REPETITIONS = 2
@@ -95,9 +96,9 @@ def kronfluence_identity(question: Question) -> dict[str, Any]:
         total = torch.zeros(len(question.train))
         for checkpoint in question.checkpoints:
             with tempfile.TemporaryDirectory() as folder:
-                analyzer = _analyzer(question, checkpoint, folder)
-                _fit(analyzer, question, "identity")
-                total += checkpoint["learning_rate"] * _scores(analyzer, question)
+                method = _kronfluence(question, checkpoint, "identity", folder)
+                method.fit()
+                total += checkpoint["learning_rate"] * method.scores()
         return total
 
     return _timed(question, question.checkpoints, ask, "kronfluence")
@@ -106,61 +107,22 @@ def kronfluence_identity(question: Question) -> dict[str, Any]:
 def kronfluence_ekfac(question: Question) -> dict[str, Any]:
     last = question.checkpoints[-1:]
     with tempfile.TemporaryDirectory() as folder:
-        analyzer = _analyzer(question, last[0], folder)
+        method = _kronfluence(question, last[0], "ekfac", folder)
         start = time.perf_counter()
-        _fit(analyzer, question, "ekfac")
+        method.fit()
         preparation = time.perf_counter() - start
-        return _timed(question, last, lambda: _scores(analyzer, question), "kronfluence", preparation)
+        return _timed(question, last, method.scores, "kronfluence", preparation)
 
 
-def _analyzer(question: Question, checkpoint: dict[str, Any], folder: str) -> Any:
-    from kronfluence.analyzer import Analyzer, prepare_model
-    from kronfluence.task import Task
-
-    class CrossEntropy(Task):
-        def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
-            logits = model(batch[0])
-            targets = batch[1]
-            if sample:
-                targets = torch.multinomial(torch.softmax(logits.detach(), dim=-1), 1).flatten()
-            return F.cross_entropy(logits, targets, reduction="sum")
-
-        def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
-            return F.cross_entropy(model(batch[0]), batch[1], reduction="sum")
-
-    task = CrossEntropy()
-    model = prepare_model(question.model(checkpoint), task)
-    return Analyzer("bench", model, task, cpu=True, disable_tqdm=True, disable_model_save=True, output_dir=folder)
-
-
-def _fit(analyzer: Any, question: Question, strategy: str) -> None:
-    from kronfluence.arguments import FactorArguments
-
-    analyzer.fit_all_factors(
-        factors_name=strategy,
-        dataset=question.train,
-        per_device_batch_size=question.batch_size,
-        factor_args=FactorArguments(strategy=strategy),
-        overwrite_output_dir=True,
+def _kronfluence(question: Question, checkpoint: dict[str, Any], strategy: str, folder: str) -> Kronfluence:
+    return Kronfluence(
+        question.model(checkpoint),
+        question.train,
+        question.query,
+        strategy=strategy,
+        batch_size=question.batch_size,
+        folder=folder,
     )
-    analyzer.factors = strategy
-
-
-def _scores(analyzer: Any, question: Question) -> Tensor:
-    from kronfluence.arguments import ScoreArguments
-
-    analyzer.compute_pairwise_scores(
-        scores_name="bench",
-        factors_name=analyzer.factors,
-        query_dataset=question.query,
-        train_dataset=question.train,
-        per_device_query_batch_size=question.batch_size,
-        per_device_train_batch_size=question.batch_size,
-        score_args=ScoreArguments(aggregate_query_gradients=True, damping_factor=None),
-        overwrite_output_dir=True,
-    )
-    scores: Tensor = analyzer.load_pairwise_scores("bench")["all_modules"]
-    return scores.flatten()
 
 
 def _timed(

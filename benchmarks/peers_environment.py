@@ -21,16 +21,18 @@ class PeersError(RuntimeError):
     """The other libraries cannot be asked; the message says why."""
 
 
-def ask(question: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
-    """What `peers.py` answers, by peer.
+def ask(
+    question: dict[str, Any], folder: Path, *, script: Path = HERE / "peers.py", seconds: float = 1200
+) -> dict[str, Any]:
+    """What a script answers, by peer; it runs in the environment with the files of question and answer as arguments.
 
     Raises:
-        PeersError: the environment cannot be made, or the process failed.
+        PeersError: the environment cannot be made, or the process failed or took longer than the seconds.
     """
     _make()
     torch.save(question, folder / "question.pt")
-    _run([str(_PYTHON), str(HERE / "peers.py"), str(folder / "question.pt"), str(folder / "answer.pt")])
-    answers: dict[str, dict[str, Any]] = torch.load(folder / "answer.pt", weights_only=True)
+    _run([str(_PYTHON), str(script), str(folder / "question.pt"), str(folder / "answer.pt")], seconds)
+    answers: dict[str, Any] = torch.load(folder / "answer.pt", weights_only=True)
     return answers
 
 
@@ -44,9 +46,9 @@ def _make() -> None:
     _INSTALLED.write_text(wanted)
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], seconds: float = 1200) -> None:
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=1200)
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds)
     except subprocess.SubprocessError as error:
         output = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         raise PeersError(f"{Path(command[1]).name if len(command) > 1 else command[0]}: {output[-1]}") from error
