@@ -32,6 +32,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether ``torch.compile`` wraps the module, or what a data-parallel wrapper holds."""
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        model = model.module
+    inner = getattr(model, "_orig_mod", None)
+    return isinstance(inner, nn.Module) or getattr(model, "_compiled_call_impl", None) is not None
+
+
 class Task(ABC):
     """A model and the loss that it was trained with, one value per sample.
 

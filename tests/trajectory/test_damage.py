@@ -85,7 +85,7 @@ def test_a_damaged_state_does_not_harm_the_others(recorded: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"version": 2}, "version 2; this version of diffin reads"),
+        ({"version": 3}, "version 3; this version of diffin reads"),
         ({"format": "other"}, "format 'other'"),
         ({"dataset_size": "many"}, "damaged"),
         ({"optimizer": {}}, "damaged"),

@@ -145,7 +145,8 @@ def advance_stacked(rerun: Rerun, state: State, weights: Tensor) -> State:
     with torch.enable_grad(), warnings.catch_warnings():
         # An operation without a rule for stacks is looped over inside vmap: slower, and right.
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        for part in parts:
+        for number, part in enumerate(parts):
+            rerun.set_forward_generator(state.step, number)
             batch = rerun.batches.read(part.indices)
 
             def losses_of_one(own: Vector, old: Vector, batch: object = batch) -> tuple[Tensor, Vector]:

@@ -24,6 +24,7 @@ from diffin.rerun.update import GroupStep, Memory, update
 from diffin.sources import Source
 from diffin.task import PerSampleLoss, Task, as_trained
 from diffin.trajectory import Checkpoint, Trajectory, randomness
+from diffin.trajectory.forwards import generator_of
 from diffin.vectors import Vector
 
 TOLERANCE = 0.01
@@ -300,7 +301,8 @@ class Rerun:
         """The weighted loss whose gradient the step takes, and the loss of every sample of its batch."""
         total: Tensor | None = None
         losses, position = [], 0
-        for part in self.order(step):
+        for number, part in enumerate(self.order(step)):
+            self.set_forward_generator(step, number)
             found = self.loss({**parameters, **buffers}, self.batches.read(part.indices))
             weighted = found
             if by_position is not None:
@@ -329,6 +331,16 @@ class Rerun:
             factor = (clip.max_norm / (torch.linalg.vector_norm(norms, clip.norm_type) + 1e-6)).clamp(max=1.0)
             gradients = {name: g * factor for name, g in gradients.items()}
         return update(self.optimizer.kind, self.groups(step), parameters, memory, gradients)
+
+    def set_forward_generator(self, step: int, part: int) -> None:
+        """The generator of dropout as the recorded forward pass over that part of the batch found it."""
+        if not self.draws:
+            return
+        noted = self.log.randomness(step)
+        generator = generator_of(self.loss.device)
+        found = None if noted is None or len(noted) != len(self.order(step)) else noted[part]
+        if found is not None and generator is not None:
+            generator.set_state(torch.frombuffer(bytearray(found), dtype=torch.uint8))
 
     def set_generators(self, state: State) -> None:
         """Random numbers as the step after the state drew them."""

@@ -37,6 +37,7 @@ class PendingStep:
     clip_coefficient: Tensor | None
     clipping: Clipping | None
     skipped: bool | Tensor
+    randomness: tuple[bytes | None, ...] | None
 
     def resolved(self, step: int, reader: GroupReader, dataset_size: int) -> StepRecord:
         skipped = bool(self.skipped)
@@ -51,6 +52,7 @@ class PendingStep:
             clipping=self.clipping,
             skipped=skipped,
             constants=reader.plain(self.constants),
+            randomness=self.randomness,
         )
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diffin.errors import RecordingError
-from diffin.task import unwrapped
+from diffin.task import is_compiled, unwrapped
 from diffin.trajectory import clipping, randomness, states, surroundings
+from diffin.trajectory.forwards import ForwardWatch
 from diffin.trajectory.indices import Indices, copied, on_host
 from diffin.trajectory.journal import Journal, PendingStep, rewind, start
 from diffin.trajectory.optimizers import GroupReader, buffers, describe, rate, restore_buffers
@@ -110,6 +111,8 @@ class Recorder:
         self._clipping: Clipping | None = None
         self._sums: Tensor | None = surroundings.parameter_sums(self._parameters)
         self._watch = clipping.ClippingWatch(optimizer)
+        # Hooks would break the graph of a compiled model, or not be called.
+        self._forwards = ForwardWatch(nn.Module() if is_compiled(model) else self._model)
         self._hook = optimizer.register_step_pre_hook(self._before_optimizer_step)
 
     @property
@@ -139,7 +142,8 @@ class Recorder:
         self._check_open()
         batches = (*self._batches, self._copied(indices)) if indices is not None else tuple(self._batches)
         rates, constants, skipped = self._used if self._used is not None else self._skipped()
-        self._journal.append(PendingStep(rates, constants, batches, self._coefficient, self._clipping, skipped))
+        drawn = self._forwards.take()
+        self._journal.append(PendingStep(rates, constants, batches, self._coefficient, self._clipping, skipped, drawn))
         self._taken += 1
         self._used, self._coefficient, self._clipping = None, None, None
         self._batches.clear()
@@ -349,6 +353,7 @@ class Recorder:
         self._closed = True
         self._hook.remove()
         self._watch.close()
+        self._forwards.close()
 
     def _check_open(self) -> None:
         if self._closed:

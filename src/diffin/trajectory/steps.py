@@ -59,6 +59,8 @@ class StepRecord:
         clipping: how they were clipped; ``None`` where they were not.
         skipped: whether the optimizer left everything as it was (overflow in mixed precision).
         constants: momentum and the like, one mapping a parameter group.
+        randomness: state of the random number generator before each of its forward passes, ``None`` for one that went on
+            where the last one ended; ``None`` if all did.
     """
 
     learning_rates: tuple[float, ...]
@@ -68,6 +70,7 @@ class StepRecord:
     clipping: Clipping | None
     skipped: bool
     constants: Sequence[dict[str, Any]]
+    randomness: tuple[bytes | None, ...] | None = None
 
 
 def write_segment(folder: Path, first: int, records: Sequence[StepRecord]) -> None:
@@ -92,6 +95,7 @@ def write_segment(folder: Path, first: int, records: Sequence[StepRecord]) -> No
             ),
             pa.array([record.skipped for record in records], pa.bool_()),
             pa.array(shown, pa.string()),
+            pa.array([record.randomness for record in records], pa.list_(pa.binary())),
         ],
         names=[
             "step",
@@ -103,6 +107,7 @@ def write_segment(folder: Path, first: int, records: Sequence[StepRecord]) -> No
             "clip_norm_type",
             "skipped",
             "constants",
+            "randomness",
         ],
     )
     _write_table(folder / f"{first:012d}{_SUFFIX}", table)
@@ -184,6 +189,13 @@ class StepLog:
         sizes = self._lists(step, "micro_batches")
         return None if sizes is None else tuple(sizes.tolist())
 
+    def randomness(self, step: int) -> tuple[bytes | None, ...] | None:
+        """State of the generator before each forward pass of ``step``, as :class:`StepRecord` has it."""
+        self._check(step)
+        segment = int(np.searchsorted(self._starts, step, side="right")) - 1
+        states: list[bytes | None] | None = self._segment(segment)["randomness"][step - self._starts[segment]].as_py()
+        return None if states is None else tuple(states)
+
     def clip_coefficient(self, step: int) -> float:
         """What the gradients of ``step`` were multiplied by; 1 where nothing was clipped."""
         self._check(step)
@@ -226,7 +238,7 @@ class StepLog:
         return np.array(value.values.to_numpy(), dtype=np.int64) if value.is_valid else None
 
     def _load(self, segment: int) -> pa.Table:
-        return _read_table(self._paths[segment], ["indices", "micro_batches"]).combine_chunks()
+        return _read_table(self._paths[segment], ["indices", "micro_batches", "randomness"]).combine_chunks()
 
 
 def _segments(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from diffin.files import read_json, write_json
 from diffin.trajectory.optimizers import OptimizerDescription
 
 FORMAT = "diffin-trajectory"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "trajectory.json"
 
 
