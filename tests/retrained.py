@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,9 @@ class Training:
         build: makes the model; called with fixed random numbers.
         micro_batches: how many the batch of a step is cut into.
         clip: the largest norm of a gradient.
+        norm_type: which norm.
+        schedule: called before every step with the optimizer and the number of the step.
+        checkpoints: where states are stored, beside the last.
     """
 
     build: Callable[[], nn.Module]
@@ -44,6 +47,9 @@ class Training:
     micro_batches: int = 1
     clip: float | None = None
     shape: tuple[int, ...] = (5,)
+    norm_type: float = 2.0
+    schedule: Callable[[torch.optim.Optimizer, int], None] | None = None
+    checkpoints: Sequence[int] = (0, 8)
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(3)
@@ -73,12 +79,11 @@ class Training:
             torch.manual_seed(7)
             recorder = None
             if record is not None:
-                recorder = stack.enter_context(
-                    Recorder(
-                        record, model, optimizer, dataset_size=self.size, total_steps=self.steps, checkpoints=[0, 8]
-                    )
-                )
+                kept = {"total_steps": self.steps, "checkpoints": self.checkpoints}
+                recorder = stack.enter_context(Recorder(record, model, optimizer, dataset_size=self.size, **kept))
             for step in range(self.steps):
+                if self.schedule is not None:
+                    self.schedule(optimizer, step)
                 pieces = self.batches[step].chunk(self.micro_batches)
                 for piece in pieces:
                     losses = F.cross_entropy(model(inputs[piece]), targets[piece], reduction="none")
@@ -86,9 +91,9 @@ class Training:
                     if recorder is not None and piece is not pieces[-1]:
                         recorder.accumulate(piece)
                 if self.clip is not None and recorder is not None:
-                    recorder.clip_grad_norm_(self.clip)
+                    recorder.clip_grad_norm_(self.clip, self.norm_type)
                 elif self.clip is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+                    nn.utils.clip_grad_norm_(model.parameters(), self.clip, self.norm_type)
                 optimizer.step()
                 if recorder is not None:
                     recorder.step(pieces[-1])

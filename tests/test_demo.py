@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import diffin
+from diffin.evaluation import Truth, agreement
 from test_cli import run
 
 demo = pytest.importorskip("diffin.demo")
@@ -33,17 +34,29 @@ def test_a_tenth_of_the_labels_is_wrong_the_same_for_a_seed() -> None:
 
 def test_wrong_labels_stand_at_the_top(shown: tuple[Path, str]) -> None:
     folder, text = shown
-    scores = diffin.Scores.open(folder / "scores" / "diffin")
+    scores = diffin.Scores.open(folder / "scores" / "unrolled")
     flags = demo.load().flipped
     assert demo.found(scores.influence, flags, 0.2) > 0.8
     assert f"{demo.found(scores.influence, flags, 0.2):.0%}" in text
 
 
+def test_the_estimator_that_leads_agrees_best_with_the_truth(shown: tuple[Path, str]) -> None:
+    folder, _ = shown
+    truth = Truth.open(folder / "truth")
+    found = {
+        name: agreement(diffin.Scores.open(folder / "scores" / name).influence, truth, bootstrap=0).spearman
+        for name in ("unrolled", "diffin", "tracin")
+    }
+    assert max(found, key=found.__getitem__) == "unrolled"
+    assert found["unrolled"] > 0.8
+
+
 def test_the_terminal_shows_phases_times_worst_samples_and_the_page(shown: tuple[Path, str]) -> None:
     folder, text = shown
-    assert len(re.findall(r"^  \d+\.\d s", text, flags=re.MULTILINE)) == 5
-    for index in diffin.Scores.open(folder / "scores" / "diffin").most_harmful(10):
+    assert len(re.findall(r"^  \d+\.\d s", text, flags=re.MULTILINE)) == 7
+    for index in diffin.Scores.open(folder / "scores" / "unrolled").most_harmful(10):
         assert f" {index} " in text
     assert str(folder / "report.html") in text
+    assert str(folder / "evaluation.html") in text
     assert "Which digits harmed?" in (folder / "report.html").read_text()
     assert yaml.safe_load((folder / "run.yaml").read_text())["arguments"]["seed"] == 0

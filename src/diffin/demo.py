@@ -24,7 +24,7 @@ from diffin.trajectory import Recorder
 TRAINED_ON = 4000
 ASKED_ABOUT = 500
 FLIPPED = 0.1
-EPOCHS = 16
+EPOCHS = 8
 BATCH = 64
 CHECKPOINTS = 10
 
@@ -95,11 +95,11 @@ def build_model(seed: int = 0) -> nn.Module:
 def train(
     model: nn.Module, data: Data, folder: Path, *, seed: int = 0, after_epoch: Callable[[], None] = lambda: None
 ) -> None:
-    """Sixteen epochs of SGD with a cosine schedule, recorded into ``folder``."""
+    """Eight epochs of SGD with a cosine schedule, recorded into ``folder``."""
     images, labels = data.train.tensors
     per_epoch = len(images) // BATCH
     steps = EPOCHS * per_epoch
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     with Recorder(

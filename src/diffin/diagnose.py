@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from diffin.batches import batch_size
@@ -18,6 +19,8 @@ from diffin.estimators import Estimator, ProbingEstimator, Replay, Unrolled, bui
 from diffin.estimators.replay import query_adjoint
 from diffin.problem import Problem
 from diffin.rerun import Rerun
+from diffin.scoring import score
+from diffin.scoring.stability import spearman
 from diffin.sources import open_source
 from diffin.task import PerSampleLoss, frozen
 from diffin.trajectory import Trajectory
@@ -124,6 +127,32 @@ def diagnose(
         ),
         replay_obstacles=tuple(trajectory.replay_obstacles()),
     )
+
+
+def luck(problem: Problem, trajectory: Trajectory, *, progress: bool = True) -> float:
+    """How far a sample's influence on this run is what is to be expected of it, rather than luck of the order.
+
+    The Spearman correlation, over the training set, between the exact influence on the run (:class:`diffin.Replay`) and what
+    :class:`diffin.Unrolled` expects in any order. Both come from the one recording; where they disagree, one run says little
+    about the data, and the estimate itself is less certain. It takes a few trainings.
+
+    Args:
+        problem: task, training set and query.
+        trajectory: a recorded run that can be repeated.
+        progress: show bars.
+
+    Raises:
+        DiffinError: as :func:`diffin.score` would.
+    """
+    scored = [
+        score(
+            problem.task, trajectory, problem.train, query=problem.query, estimator=estimator, collate=problem.collate,
+            progress=progress,
+        ).influence
+        for estimator in (Replay(), Unrolled(propagation="steps"))
+    ]  # fmt: skip
+    known = np.isfinite(scored[0]) & np.isfinite(scored[1])
+    return spearman(scored[0][known], scored[1][known])
 
 
 def _walk_seconds(problem: Problem, trajectory: Trajectory) -> float:

@@ -138,7 +138,7 @@ def test_every_kind_of_truth_can_be_asked_for(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("-e", "magic"), "--estimator magic: pass one of diffin"),
+        (("-e", "magic"), "--estimator magic: pass one of auto, unrolled"),
         (("--samples", "some", "-s", "mine"), "--samples some: pass a whole number, or 'all'"),
         (("-s", "run"), "no scores"),
         (("-s", "mine", "-s", "./mine"), "called the same"),

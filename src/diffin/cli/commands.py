@@ -106,13 +106,19 @@ def diagnose(
     proxy_batches: ProxyBatches = 1,
     seed: Seed = 0,
     parameters: Parameters = None,
+    luck: Annotated[
+        bool,
+        typer.Option(help="Also walk through the training, to say how much of its influences is luck of its order."),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Before a long run: do the derivatives hold, how long will it take, and what cannot be replayed.
 
-    Example: `diffin diagnose problem.py runs/a`. Measures a few hundred samples at three checkpoints.
+    Example: `diffin diagnose problem.py runs/a`. Measures a few hundred samples at three checkpoints. With `--luck`, which
+    takes some trainings' time: can one run tell about the data, or was it chance?
     """
     from diffin.diagnose import diagnose as run_diagnosis
+    from diffin.diagnose import luck as measure_luck
 
     asked = diffin.load_problem(problem)
     trajectory = diffin.Trajectory.open(run)
@@ -157,6 +163,23 @@ def diagnose(
     )
     for obstacle in found.replay_obstacles:
         console.print(f"  - {plain(obstacle)}", soft_wrap=True)
+    if luck:
+        console.print(_about_luck(measure_luck(asked, trajectory, progress=not quiet)))
+
+
+def _about_luck(agreement: float) -> str:
+    if agreement >= 0.9:
+        verdict = "one run tells about the data"
+    elif agreement >= 0.6:
+        verdict = "the mean of several runs will be more accurate (give `diffin score` more than one)"
+    else:
+        verdict = (
+            "what one run shows is mostly chance: average several, or train with a smaller or decaying learning rate"
+        )
+    return (
+        f"Influence on this run and influence to expect agree to {agreement:.2f} (Spearman over the training set): "
+        f"{verdict}."
+    )
 
 
 def _write_page(

@@ -122,7 +122,7 @@ class _Scored:
 
 def _estimators(asked: list[str] | None, scores: list[Path] | None) -> list[str]:
     if not asked:
-        return [] if scores else list(_ESTIMATORS)
+        return [] if scores else [name for name in _ESTIMATORS if name != "auto"]
     for name in asked:
         if name not in _ESTIMATORS:
             raise DiffinError(f"--estimator {name}: pass one of {', '.join(_ESTIMATORS)}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from diffin import vectors
 from diffin.vectors import Vector
@@ -42,9 +43,10 @@ class Spectrum:
         products: Floats = self.rotation.T @ np.array([vectors.dot(q, vector) for q in self.basis])
         return products
 
-    def diagonal(self, entries: dict[str, float]) -> Floats:
-        """A diagonal operator, one entry a parameter, on the space. Float64[ndarray, "k k"]."""
-        products = [[vectors.dot(p, vectors.scale(q, entries)) for q in self.basis] for p in self.basis]
+    def diagonal(self, entries: Mapping[str, Tensor | float]) -> Floats:
+        """A diagonal operator on the space, by its entries or one for each parameter. Float64[ndarray, "k k"]."""
+        scaled = [{name: t * entries[name] for name, t in q.items()} for q in self.basis]
+        products = [[vectors.dot(p, q) for q in scaled] for p in self.basis]
         on_space: Floats = self.rotation.T @ np.array(products) @ self.rotation
         return on_space
 

@@ -11,6 +11,7 @@ It assumes that training ended at a minimum of a convex loss. The damping stands
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -103,12 +104,14 @@ class InverseHessian(ProbingEstimator):
             steepest = max(steepest, vectors.norm(curved))
             direction = vectors.scale(curved, 1 / (vectors.norm(curved) or 1.0))
         scale = 2 * steepest + self.damping
+        # Where no batch bends downwards, a product and the target add up to this at most.
+        most = 1.01 * vectors.norm(target) * scale / self.damping if self.damping else math.inf
         solution = target
         for draw in range(self.iterations):
             step = vectors.add(product(solution, 10 + draw), solution, self.damping)
             solution = vectors.add(vectors.add(target, solution), step, -1 / scale)
             bar.advance()
-            if not vectors.is_finite(solution):
+            if not vectors.norm(solution) <= most or not vectors.is_finite(solution):
                 raise DerivativeError(
                     f"InverseHessian(solver='lissa') diverged after {draw + 1} products; pass a larger damping than "
                     f"{self.damping}, or solver='cg'"

@@ -34,6 +34,7 @@ from diffin.estimators.base import Estimator
 from diffin.files import write_atomically
 from diffin.progress import phase
 from diffin.rerun import Adjoint, Rerun, State
+from diffin.rerun.rerun import SATURATION
 from diffin.rerun.state import floating
 from diffin.rerun.walk import backwards, stretches
 from diffin.task import PerSampleLoss, frozen
@@ -72,7 +73,14 @@ class Replay(Estimator):
 
     Costs a few trainings, whatever the number of samples. The run has to be repeatable: recorded sample indices, data that
     is the same at every reading, a deterministic model; recomputed states are held against the recorded ones.
+
+    Attributes:
+        saturation: of Adam only: where the root of its second moment is below this share of what is typical, an update is
+            all sign, and taken as one that no sample moves. Its derivative would be exact and useless: on the scale of a
+            sample it is zero or a spike. 0 keeps it.
     """
+
+    saturation: float = SATURATION
 
     name: ClassVar[str] = "replay"
 
@@ -119,7 +127,7 @@ class Replay(Estimator):
                     walked.adjoints = [query_adjoint(rerun, stretch.end, query) for query in queries]
                 column = numbers[stretch.start]
                 for state in stretch.states:
-                    pulled = rerun.pull_back(state, walked.adjoints)
+                    pulled = rerun.pull_back(state, walked.adjoints, saturation=self.saturation)
                     if pulled is not None:
                         walked.adjoints = pulled.adjoints
                         indices = torch.from_numpy(np.concatenate([part.indices for part in rerun.order(state.step)]))
@@ -173,6 +181,11 @@ def _save(folder: Path, identity: str, walked: _Walked) -> None:
     with write_atomically(folder / _PROGRESS) as part:
         own = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
         save_file(own, str(part), {"walk": json.dumps(known)})
+
+
+def forget(folder: Path) -> None:
+    """Remove what an interrupted walk has left in a folder."""
+    (folder / _PROGRESS).unlink(missing_ok=True)
 
 
 def _load(folder: Path, identity: str) -> _Walked | None:

@@ -5,8 +5,10 @@ respect to the weight of a sample follow, for a push s in the gradient of step t
 
     g' = c_t (e x + s)         y <- beta y + kappa g'         x <- (1 - eta_t lam) x - eta_t (a g' + b y),
 
-with c_t the coefficient of clipping, and (kappa, a, b) = (1, 1, 0) without momentum, (1 - dampening, 0, 1) with it,
-(1, 1, beta) for Nesterov's, and (1 - beta1, 0, 1) for Adam, whose eta_t is divided by 1 - beta1^(t+1). The adjoint of this
+with c_t the coefficient of clipping, and (kappa, a, b) = (1, 1, 0) without momentum, (1 - dampening, 0, 1) with it but for
+the first step, which fills the buffer with kappa = 1, (1, 1, beta) for Nesterov's, and (1 - beta1, 0, 1) for Adam, whose
+eta_t is divided by 1 - beta1^(t+1). Weight decay that goes through the gradient is a part of e, although it is added after
+clipping: a clipped step therefore adds the share (1 - c_t) of it to g'. The adjoint of this
 recursion, run from the end of a segment to its start, gives what a push at any of its steps does at the end (summed: the
 direction of the segment), and what is handed to the segment before.
 """
@@ -58,7 +60,7 @@ class StepResponse:
 
 
 def step_response(kind: str, constants: Mapping[str, Any], step: int, rate: float, clip: float) -> StepResponse:
-    """The constants of the step that follows ``step`` others."""
+    """The constants of the step that follows ``step`` others, skipped ones not counted."""
     if kind != "SGD":
         beta, _ = constants["betas"]
         return StepResponse(rate / (1 - beta ** (step + 1)), rate, clip, beta, 1 - beta, 0.0, 1.0)
@@ -67,7 +69,7 @@ def step_response(kind: str, constants: Mapping[str, Any], step: int, rate: floa
         return StepResponse(rate, rate, clip, 0.0, 1.0, 1.0, 0.0)
     if constants["nesterov"]:
         return StepResponse(rate, rate, clip, beta, 1.0, 1.0, beta)
-    return StepResponse(rate, rate, clip, beta, 1 - constants["dampening"], 0.0, 1.0)
+    return StepResponse(rate, rate, clip, beta, 1 - constants["dampening"] if step else 1.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,12 @@ class Response:
 
 
 def respond(
-    steps: Sequence[StepResponse], values: Floats, parameters: Floats, buffer: Floats, decay: Floats | None = None
+    steps: Sequence[StepResponse],
+    values: Floats,
+    parameters: Floats,
+    buffer: Floats,
+    decay: Floats | None = None,
+    coupled: Floats | None = None,
 ) -> Response:
     """Run the adjoint recursion over the steps of a segment, from its end to its start.
 
@@ -99,6 +106,7 @@ def respond(
         parameters: Float64[ndarray, "k"], adjoint of x at the end.
         buffer: Float64[ndarray, "k"], adjoint of y at the end.
         decay: Float64[ndarray, "k k"], decoupled decay; ``None`` without.
+        coupled: Float64[ndarray, "k k"], the part of the curvature that is weight decay; ``None`` without.
     """
     direction = np.zeros_like(parameters)
     energy = clipped = 0.0
@@ -108,10 +116,13 @@ def respond(
         clipped += float(parameters[curvature != values] @ parameters[curvature != values])
         moved = -step.rate * parameters
         held = buffer + step.buffer * moved
-        pushed = step.clip * (step.gradient * moved + step.kappa * held)
+        answer = step.gradient * moved + step.kappa * held
+        pushed = step.clip * answer
         direction += pushed
         if decay is not None:
             parameters = parameters - step.decayed * (decay @ parameters)
         parameters = parameters + curvature * pushed
+        if coupled is not None and step.clip < 1:
+            parameters = parameters + (1 - step.clip) * (coupled @ answer)
         buffer = step.beta * held
     return Response(direction, parameters, buffer, clipped / energy if energy else 0.0)

@@ -81,7 +81,13 @@ def build(
             segment = _segment(trajectory, checkpoint, start, stop, run.names)
             curvature = run.draw(samples, seed, checkpoint.step)
             direction, parameters, buffer = _through(
-                segment, loss, curvature, vectors.like(parameters, loss.parameters), buffer, rank, hessian
+                segment,
+                loss,
+                curvature,
+                vectors.like(parameters, loss.parameters),
+                vectors.like(buffer, loss.parameters) if buffer else {},
+                rank,
+                hessian,
             )
         probe = Probe(1 / run.dataset_size, direction)
         carried = {f"parameters/{name}": t for name, t in parameters.items()}
@@ -114,7 +120,11 @@ def _through(
     spectrum = lanczos(product, start, rank)
     held = spectrum.coordinates(vectors.multiply(buffer, _inverse(scale))) if buffer else np.zeros_like(spectrum.start)
     decay = spectrum.diagonal(segment.decoupled) if any(segment.decoupled.values()) else None
-    response = respond(segment.responses, spectrum.values, spectrum.start, held, decay)
+    coupled = None
+    if any(segment.coupled.values()) and any(step.clip < 1 for step in segment.responses):
+        # In these coordinates the preconditioner stands on both sides of what goes through the gradient.
+        coupled = spectrum.diagonal({name: t.square() * segment.coupled[name] for name, t in scale.items()})
+    response = respond(segment.responses, spectrum.values, spectrum.start, held, decay, coupled)
     # What the optimizer never moves (a preconditioner of zero) is handed on as it is.
     still = {name: torch.where(scale[name] == 0, t, 0.0) for name, t in parameters.items()}
     before = vectors.multiply(spectrum.vector(response.parameters), _inverse(scale))
@@ -138,13 +148,19 @@ def _segment(trajectory: Trajectory, checkpoint: Checkpoint, start: int, stop: i
             f"the update formula of {optimizer.kind} is not known, so its steps cannot be unrolled; pass "
             "estimator=diffin.TracIn(), which asks for gradients only"
         )
+    if any(constants["maximize"] for constants in log.constants(checkpoint.step)):
+        raise TrajectoryError(
+            "the optimizer maximized, and the curvature of segments is that of something minimized; pass "
+            "estimator=diffin.Unrolled(propagation='steps') or diffin.Replay()"
+        )
     means = log.learning_rates[start:stop].mean(axis=0)
     leading = int(np.argmax(means))
+    taken = np.cumsum(~log.skipped) - 1
     responses = tuple(
         step_response(
             optimizer.kind,
             log.constants(step)[leading],
-            step,
+            int(taken[step]),
             float(log.learning_rates[step, leading]),
             log.clip_coefficient(step),
         )

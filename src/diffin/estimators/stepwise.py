@@ -35,7 +35,7 @@ def build(run: Run, built: Built, bar: Phase, count: int) -> Iterator[tuple[Chec
     pending = [step for step in chosen if step <= missing[-1]]
     until = ranges[pending[-1]][1]
     later = chosen[len(pending) :]
-    adjoint = None if not later else Adjoint.unpacked(built.carried(later[0]))
+    adjoint = None if not later else Adjoint.unpacked(built.carried(later[0])).to(rerun.loss.device)
     bar.advance(2 * (trajectory.total_steps - until))
     total: Vector = vectors.zeros_like(rerun.loss.parameters)
     state: Mapping[str, Tensor] = {}

@@ -43,6 +43,8 @@ from diffin.trajectory import Trajectory
 
 _log = logging.getLogger(__name__)
 
+_WALKED = 2_000_000
+
 Propagation = Literal["auto", "steps", "segments"]
 
 
@@ -51,9 +53,9 @@ class Unrolled(ProbingEstimator):
     """The influence to expect of a sample, by differentiating through the training.
 
     Attributes:
-        propagation: ``"steps"``, ``"segments"``, or ``"auto"`` for ``"steps"`` where the run used SGD and can be
-            repeated. (Adam's second moment depends on which sample was in which batch, more than an average over orders
-            can say; see the documentation.) What follows but ``states`` is of ``"segments"``.
+        propagation: ``"steps"``, ``"segments"``, or ``"auto"`` for ``"steps"`` where the run can be repeated and saw
+            at most two million samples, repetitions counted: a walk takes about three trainings, and ``"segments"`` costs
+            the same however long the training was. What follows but ``states`` is of ``"segments"``.
         states: at how many states of the training the samples are measured, for ``"steps"``. They lie denser early, where
             training moves fastest: the j-th at ``T ((j + 1/2) / states)^2``. ``"segments"`` measures at the checkpoints.
         rank: Hessian products per checkpoint.
@@ -87,8 +89,8 @@ class Unrolled(ProbingEstimator):
         """With ``propagation`` decided: ``"auto"`` repeats a few steps of the training, to see whether that can be done."""
         if self.propagation != "auto":
             return self
-        optimizer = trajectory.optimizer
-        if optimizer is None or optimizer.kind != "SGD":
+        first = None if trajectory.steps is None or not len(trajectory.steps) else trajectory.steps.indices(0)
+        if first is None or len(first) * trajectory.total_steps > _WALKED:
             return replace(self, propagation="segments")
         try:
             Rerun(task, trajectory, train).check_repeatable()

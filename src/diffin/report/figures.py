@@ -154,14 +154,13 @@ def courses(
         }
     )
     layout = {
-        "xaxis": {"title": {"text": "training step of the checkpoint"}},
+        "xaxis": {"title": {"text": "training step"}},
         "yaxis": {"title": {"text": f"influence so far {unit.label}".strip()}},
     }
     largest = int(np.argmax(np.nanmedian(np.abs(_some(terms)), axis=0)))
     caption = (
-        f"Each line adds up the terms of one sample over the {terms.shape[1]} checkpoints and ends at its influence; "
-        f"the band holds 9 of 10 samples at every checkpoint. The checkpoint at step {int(steps[largest]):,} "
-        "contributes most to a typical sample."
+        f"Each line adds up the {terms.shape[1]} terms of one sample and ends at its influence; the band holds 9 of 10 "
+        f"samples. The term at step {int(steps[largest]):,} is the largest of a typical sample."
     )
     return Figure(traces, layout, caption)
 

@@ -13,8 +13,18 @@ _NAMES = {
     "diffin": "Diff-In (Eq. 9 of Tan et al., 2026)",
     "tracin": "TracIn (Pruthi et al., 2020)",
     "moso": "MoSo (Tan et al., 2023)",
+    "unrolled": "Unrolled differentiation",
+    "replay": "Replay (exact on the recorded run)",
+    "inverse-hessian": "Influence function (Koh and Liang, 2017)",
 }
-_SHORT_NAMES = {"diffin": "Diff-In", "tracin": "TracIn", "moso": "MoSo"}
+_SHORT_NAMES = {
+    "diffin": "Diff-In",
+    "tracin": "TracIn",
+    "moso": "MoSo",
+    "unrolled": "Unrolled",
+    "replay": "Replay",
+    "inverse-hessian": "the influence function",
+}
 _LONGEST = 160
 
 
@@ -82,13 +92,16 @@ class Method:
         shown = [f"{step:,}" for step in steps]
         if len(shown) > 24:
             shown = [*shown[:12], "\u2026", *shown[-6:]]
-        rows.append(("Checkpoints", f"{len(steps)}, at steps {', '.join(shown)}"))
+        if metadata.get("terms") == "runs":
+            rows.append(("Trainings", str(len(steps))))
+        else:
+            rows.append(("Measured at steps", ", ".join(shown)))
         back_ends = _back_ends(metadata)
         derivatives = _derivatives(metadata, back_ends)
         if derivatives:
             rows.append(("Derivatives", derivatives))
         batch_size = metadata.get("batch_size")
-        if isinstance(batch_size, int):
+        if isinstance(batch_size, int) and batch_size:
             rows.append(("Scoring batch", count(batch_size, "sample")))
         rows += [(name, value) for name, value in _flat(extra)]
         # The failed samples stand in a section of their own.

@@ -20,6 +20,7 @@ from diffin.report.numbers import Unit
 from diffin.report.predictions import Said, describe
 from diffin.report.reading import read_items
 from diffin.report.samples import Shown, show_item
+from diffin.scoring.columns import Terms
 from diffin.scoring.scores import Scores
 
 DRAWN_COURSES = 5
@@ -98,12 +99,15 @@ def _content(
     ]
     flagged_rows = np.flatnonzero(np.isin(scores.index, np.fromiter(flagged, dtype=np.int64, count=len(flagged))))
     terms = scores.terms
-    typical = figures.running_quantiles(terms) if len(harmful.rows) + len(helpful.rows) else None
+    kind: Terms = scores.metadata.get("terms", "draws")
+    # Trainings stand beside each other: they have no course.
+    has_course = kind != "runs" and len(harmful.rows) + len(helpful.rows) > 0
+    typical = figures.running_quantiles(terms) if has_course else None
     found = figures.search(influence, scores.loss, flagged_rows, flagged_as)
     drawn = {
         "distribution": figures.distribution(influence, unit, flagged_rows, flagged_as),
         "courses": figures.courses(scores, typical, harmful.rows[:DRAWN_COURSES], helpful.rows[:DRAWN_COURSES], unit),
-        "halves": figures.halves(terms, scores.index),
+        "halves": figures.halves(terms, scores.index) if kind == "draws" else None,
         "search": found[0] if found else None,
     }
     ranked = int(np.isfinite(influence).sum())
@@ -112,6 +116,9 @@ def _content(
     return {
         "samples": len(scores),
         "checkpoints": len(steps),
+        "kind": kind,
+        "part": {"draws": "checkpoint", "parts": "part of the training", "runs": "training"}[kind],
+        "has_errors": bool(np.isfinite(scores.standard_error).any()),
         "unit": unit.label,
         "sides": sides,
         "wide": any(card.shown.kind in ("text", "row") for _, _, cards in sides for card in cards),
@@ -127,6 +134,7 @@ def _content(
         "payload": {
             "unit": unit.label,
             "steps": [int(s) for s in steps],
+            "part": "training" if kind == "runs" else "step",
             "median": _finite(typical[1] * unit.factor) if typical else [],
             "cards": {name: [_card_data(scores, card, unit, ranked) for card in cards] for name, _, cards in sides},
             "figures": {name: {"traces": f.traces, "layout": f.layout} for name, f in drawn.items() if f is not None},

@@ -27,6 +27,9 @@ from diffin.trajectory import Checkpoint, Trajectory, randomness
 from diffin.trajectory.forwards import generator_of
 from diffin.vectors import Vector
 
+SATURATION = 1e-3
+"""Below which share of the typical second moment an update of Adam is taken as a sign, which no sample moves."""
+
 TOLERANCE = 0.01
 """How far recomputed parameters may be from the recorded ones, over the distance travelled since the state before."""
 
@@ -153,7 +156,8 @@ class Rerun:
             self.loss(self.loss.parameters, self.batches.read(first[0].indices))
         after = randomness.capture()
         randomness.restore(*before)
-        return any(not torch.equal(after[0][name], state) for name, state in before[0].items())
+        # NumPy's generator has words that stay and a position among them that moves.
+        return before[1] != after[1] or any(not torch.equal(after[0][name], t) for name, t in before[0].items())
 
     def advance(self, state: State, weights: Tensor | None = None) -> State:
         """The state one step later.
@@ -174,12 +178,15 @@ class Rerun:
             moved, memory = self.moved(state.step, state.parameters, state.memory, gradients)
         return State(state.step + 1, moved, buffers, memory, randomness.capture() if self.draws else None)
 
-    def pull_back(self, state: State, adjoints: Sequence[Adjoint]) -> PulledBack | None:
+    def pull_back(
+        self, state: State, adjoints: Sequence[Adjoint], *, saturation: float = SATURATION
+    ) -> PulledBack | None:
         """Adjoints before a step from those after it, with the whole step differentiated.
 
         Args:
             state: before the step.
             adjoints: after the step, one for each of Q numbers.
+            saturation: see :func:`diffin.rerun.update.update`; 0 for the derivative as it is.
 
         Returns:
             ``None`` for a step that was skipped: it changed nothing.
@@ -195,24 +202,30 @@ class Rerun:
         old_buffers = _leaves(floating(state.buffers))
         slots = {key: _leaves(vector) for key, vector in state.memory.slots.items()}
         count = sum(len(part.indices) for part in self.order(step))
-        weights = torch.ones(count, device=self.loss.device, requires_grad=True)
+        kind = torch.promote_types(next(iter(parameters.values())).dtype, torch.float32)
+        weights = torch.ones(count, dtype=kind, device=self.loss.device, requires_grad=True)
         with torch.enable_grad(), differentiable_statistics():
             # A copy each: the model updates its statistics in place, and leaves cannot be written to.
             buffers = {n: old_buffers[n].clone() if n in old_buffers else t.clone() for n, t in state.buffers.items()}
             objective, losses = self._objective(step, parameters, buffers, None, by_position=weights)
             gradients = self._gradients(objective, parameters, create_graph=True)
+            # A name each: what arrives at one parameter may be the gradient of another too, or be a part of it.
+            gradients = {name: g.view_as(g) for name, g in gradients.items()}
             if not self._refused_kernels:
                 refuse_once_differentiable(gradients.values())
                 self._refused_kernels = True
-            moved, memory = self.moved(step, parameters, Memory(slots, state.memory.counts), gradients)
+            moved, memory = self.moved(
+                step, parameters, Memory(slots, state.memory.counts), gradients, saturation=saturation
+            )
         inputs = [
             *parameters.values(), *old_buffers.values(), *(t for vector in slots.values() for t in vector.values()), weights,
             *gradients.values(),
         ]  # fmt: skip
-        outputs = _flat(Adjoint(moved, floating(buffers), memory.slots))
+        after = Adjoint(moved, floating(buffers), memory.slots)
+        outputs = _flat(after)
         before, sensitivities, directions = [], [], []
         for number, adjoint in enumerate(adjoints):
-            cotangents = _flat(_completed(adjoint, memory.slots))
+            cotangents = _flat(_completed(adjoint, after))
             used = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
             found = torch.autograd.grad(
                 [o for o, _ in used],
@@ -321,7 +334,13 @@ class Rerun:
         return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
 
     def moved(
-        self, step: int, parameters: Mapping[str, Tensor], memory: Memory, gradients: Vector
+        self,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        memory: Memory,
+        gradients: Vector,
+        *,
+        saturation: float = 0.0,
     ) -> tuple[Vector, Memory]:
         """Parameters and memory after a step that found these gradients, clipped as the step did."""
         clip = self.log.clipping(step)
@@ -330,7 +349,7 @@ class Rerun:
             norms = torch.stack([torch.linalg.vector_norm(g, clip.norm_type) for g in used])
             factor = (clip.max_norm / (torch.linalg.vector_norm(norms, clip.norm_type) + 1e-6)).clamp(max=1.0)
             gradients = {name: g * factor for name, g in gradients.items()}
-        return update(self.optimizer.kind, self.groups(step), parameters, memory, gradients)
+        return update(self.optimizer.kind, self.groups(step), parameters, memory, gradients, saturation=saturation)
 
     def set_forward_generator(self, step: int, part: int) -> None:
         """The generator of dropout as the recorded forward pass over that part of the batch found it."""
@@ -357,13 +376,14 @@ def _flat(adjoint: Adjoint) -> list[Tensor]:
     return [*adjoint.parameters.values(), *adjoint.buffers.values(), *slots]
 
 
-def _completed(adjoint: Adjoint, slots: Mapping[str, Vector]) -> Adjoint:
-    """With zeros for the memory that nothing later depends on."""
+def _completed(adjoint: Adjoint, after: Adjoint) -> Adjoint:
+    """In the order of ``after``, which one that was stored does not have; zeros for what nothing later depends on."""
+
+    def matched(part: Vector, reference: Vector) -> Vector:
+        return {name: part[name] if name in part else torch.zeros_like(t) for name, t in reference.items()}
+
     return Adjoint(
-        adjoint.parameters,
-        adjoint.buffers,
-        {
-            key: {name: adjoint.slots.get(key, {}).get(name, torch.zeros_like(t)) for name, t in vector.items()}
-            for key, vector in slots.items()
-        },
+        matched(adjoint.parameters, after.parameters),
+        matched(adjoint.buffers, after.buffers),
+        {key: matched(adjoint.slots.get(key, {}), vector) for key, vector in after.slots.items()},
     )

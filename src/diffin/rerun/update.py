@@ -53,6 +53,8 @@ def update(
     parameters: Mapping[str, Tensor],
     memory: Memory,
     gradients: Mapping[str, Tensor],
+    *,
+    saturation: float = 0.0,
 ) -> tuple[Vector, Memory]:
     """Parameters and memory after a step.
 
@@ -62,6 +64,9 @@ def update(
         parameters: before the step.
         memory: before the step.
         gradients: of the parameters that have one; the others are left alone, as ``torch.optim`` does.
+        saturation: for derivatives only. Where the root of Adam's second moment is below this share of its quadratic mean
+            over the tensor, an update is all sign: nearly a step function of the gradient, whose derivative, zero or
+            enormous, says nothing about any finite change. It is taken as given there.
     """
     parameters = dict(parameters)
     slots = {key: dict(vector) for key, vector in memory.slots.items()}
@@ -75,7 +80,7 @@ def update(
                 parameters[name] = _sgd(group, name, parameters[name], gradient, slots)
             else:
                 counts[name] = counts.get(name, 0) + 1
-                parameters[name] = _adam(group, name, parameters[name], gradient, slots, counts[name])
+                parameters[name] = _adam(group, name, parameters[name], gradient, slots, counts[name], saturation)
     return parameters, Memory(slots, counts)
 
 
@@ -95,7 +100,15 @@ def _sgd(group: GroupStep, name: str, parameter: Tensor, gradient: Tensor, slots
     return parameter - group.learning_rate * gradient
 
 
-def _adam(group: GroupStep, name: str, parameter: Tensor, gradient: Tensor, slots: Slots, count: int) -> Tensor:
+def _adam(
+    group: GroupStep,
+    name: str,
+    parameter: Tensor,
+    gradient: Tensor,
+    slots: Slots,
+    count: int,
+    saturation: float,
+) -> Tensor:
     constants, rate = group.constants, group.learning_rate
     beta1, beta2 = constants["betas"]
     if constants["weight_decay"]:
@@ -111,9 +124,13 @@ def _adam(group: GroupStep, name: str, parameter: Tensor, gradient: Tensor, slot
         largest = slots.setdefault("max_exp_avg_sq", {})
         square = torch.maximum(largest[name], square) if name in largest else square
         largest[name] = square
-    scale = _root(square) / (1 - beta2**count) ** 0.5 + constants["eps"]
-    moved: Tensor = parameter - rate / (1 - beta1**count) * mean / scale
-    return moved
+    root = _root(square) / (1 - beta2**count) ** 0.5
+    moved = rate / (1 - beta1**count) * mean / (root + constants["eps"])
+    if saturation:
+        typical = root.detach().square().mean().sqrt()
+        moved = torch.where(root.detach() < saturation * typical, moved.detach(), moved)
+    after: Tensor = parameter - moved
+    return after
 
 
 def _root(square: Tensor) -> Tensor:

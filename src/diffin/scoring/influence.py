@@ -83,6 +83,8 @@ def score(
         if len(trajectory) == 1:
             trajectory = trajectory[0]
         else:
+            if output is not None:
+                _make_way(FolderParts(output), resume)
             scores = [
                 score(
                     task, run, train_dataset, query=query, estimator=estimator, derivatives=derivatives,
@@ -129,6 +131,7 @@ def _replayed(
     collate: Collate | None,
 ) -> Scores:
     """Walk the training backwards, and write what that says of every sample as scores."""
+    from diffin.estimators.replay import forget
     from diffin.rerun import Rerun
 
     if query is None:
@@ -160,9 +163,10 @@ def _replayed(
         if there is not None and there.rows is not None:
             return Scores.open(output)
         at.prepare()
+        folder = at.path / _REPLAY
         if not resume:
             at.clear()
-        folder = at.path / _REPLAY
+            forget(folder)
     found = estimator.walk(rerun, queries, folder=folder, identity=identity, progress=progress)
     steps = list(found.starts)
     manifest = Manifest(
@@ -188,6 +192,8 @@ def _replayed(
         parts.write(number, to_table(Rows(index, losses[rows], terms[rows]), steps, "parts"))
     manifest = completed(manifest, parts)
     parts.write_manifest(manifest)
+    if folder is not None:
+        forget(folder)
     return Scores(parts, manifest)
 
 
@@ -226,6 +232,7 @@ def combined(scores: Sequence[Scores], output: str | Path | None = None) -> Scor
     parts: Parts = MemoryParts()
     if output is not None:
         parts = folder = FolderParts(output)
+        _make_way(folder, resume=True)
         folder.prepare()
         folder.clear()
     parts.write_manifest(manifest)
@@ -238,3 +245,16 @@ def combined(scores: Sequence[Scores], output: str | Path | None = None) -> Scor
     manifest = completed(manifest, parts)
     parts.write_manifest(manifest)
     return Scores(parts, manifest)
+
+
+def _make_way(folder: FolderParts, resume: bool) -> None:
+    """Refuse to put scores of several trainings in the place of others; without ``resume``, remove those."""
+    if not resume:
+        folder.clear()
+        return
+    there = folder.manifest()
+    if there is not None and there.terms != "runs":
+        raise ScoringError(
+            f"output={str(folder.path)!r} holds scores that are not of several trainings; pass another output, or "
+            "resume=False to replace them"
+        )

@@ -69,7 +69,7 @@
   let side = "harmful", place = 0;
 
   function course(card) {
-    const names = data.steps.map((step) => "step " + step.toLocaleString("en-US"));
+    const names = data.steps.map((step) => `${data.part} ` + step.toLocaleString("en-US"));
     const sums = [];
     card.terms.reduce((sum, term, i) => (sums[i] = sum + term), 0);
     const last = sums.length - 1;
@@ -121,7 +121,7 @@
     const figure = course(card);
     redraw.set(plot, figure);
     draw(plot, figure);
-    plot.setAttribute("aria-label", `Course of sample ${card.index}: ` + data.steps.map((step, i) => `step ${step}: ${card.terms[i]}`).join(", ") + ` ${data.unit}`);
+    plot.setAttribute("aria-label", `Course of sample ${card.index}: ` + data.steps.map((step, i) => `${data.part} ${step}: ${card.terms[i]}`).join(", ") + ` ${data.unit}`);
   }
 
   function move(by) {
