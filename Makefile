@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DOCS := $(VENV)/.ready-docs
 
-.PHONY: help demo test test-all check format bench docs clean
+.PHONY: help demo test test-all check format bench accuracy docs clean
 
 help: ## say what the targets do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -43,6 +43,9 @@ format: $(READY) ## rewrite the files as `check` wants them
 
 bench: $(READY) ## cost and error beside the authors' procedure and two other libraries
 	$(BIN)/python benchmarks/scoring.py
+
+accuracy: $(READY) ## estimators and other libraries against retraining; hours, and goes on where it stopped
+	$(BIN)/python benchmarks/accuracy/compare.py
 
 docs: $(READY_DOCS) ## the documentation, into site/
 	$(BIN)/mkdocs build --strict
