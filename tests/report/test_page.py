@@ -240,7 +240,7 @@ def test_how_it_was_computed_is_told(tmp_path: Path) -> None:
     assert "<dt>versions</dt><dd>torch 2.6</dd>" in text
     assert "<dt>data.train</dt><dd>digest ab</dd>" in text
     assert "<dt>git revision</dt><dd>none</dd>" in text
-    assert "4, at steps 10, 20, 30, 40" in text
+    assert "<dt>Measured at steps</dt><dd>10, 20, 30, 40</dd>" in text
 
 
 def test_half_a_character_in_a_text_does_not_stop_the_page(digits: Problem, tmp_path: Path) -> None:
@@ -277,3 +277,19 @@ class _Without:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name.partition(".")[0] == self.package:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_scores_along_a_training_and_of_several_say_so(tmp_path: Path) -> None:
+    scores = random_scores(40)
+    assert "from 4 checkpoints of one training run" in _words(write_report(scores, tmp_path / "draws.html"))
+    along = _words(write_report(random_scores(40, terms="parts"), tmp_path / "parts.html"))
+    assert "along the whole of one training run" in along
+    assert "One training was followed from its end to its start" in along
+    assert "Two halves of the checkpoints" not in along
+    several = _words(write_report(random_scores(40, terms="runs"), tmp_path / "runs.html"))
+    assert "from 4 training runs" in several
+    assert "The standard error over trainings" in several
+
+
+def _words(path: Path) -> str:
+    return " ".join(_page(path).split())
