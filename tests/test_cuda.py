@@ -46,11 +46,22 @@ def test_derivatives_are_those_of_the_processor(name: str, backend: Directional)
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)
 
 
-def test_scores_are_those_of_the_processor(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        diffin.DiffIn(batch_size=None),
+        diffin.Unrolled(propagation="steps"),
+        diffin.Unrolled(propagation="segments"),
+        diffin.Replay(),
+        diffin.InverseHessian(damping=1.0),
+    ],
+    ids=lambda estimator: repr(estimator)[:40],
+)
+def test_scores_are_those_of_the_processor(tmp_path: Path, estimator: diffin.Estimator) -> None:
     case = make("cnn with batch norm").to(torch.float32)
     train, query = TensorDataset(*case.batch), TensorDataset(*case.query)
     trajectory = record(tmp_path / "run", case.task, train)
-    settings = {"query": query, "estimator": diffin.DiffIn(batch_size=None), "derivatives": "forward"}
+    settings = {"query": query, "estimator": estimator, "derivatives": "forward"}
     wanted = diffin.score(case.task, trajectory, train, progress=False, **settings)
     case.task.model.cuda()
     scores = diffin.score(case.task, trajectory, train, progress=False, **settings)

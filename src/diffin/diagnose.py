@@ -57,6 +57,7 @@ class Diagnosis:
     check: SelfCheck
     forecast: Forecast
     replay_obstacles: tuple[str, ...]
+    estimator: str
 
 
 def diagnose(
@@ -125,8 +126,21 @@ def diagnose(
             scoring_seconds=None if passes is None else read + passes * plain * cost,
             probe_bytes=size * count // len(few.checkpoints),
         ),
-        replay_obstacles=tuple(trajectory.replay_obstacles()),
+        replay_obstacles=tuple(_obstacles(problem, trajectory)),
+        estimator=repr(estimator),
     )
+
+
+def _obstacles(problem: Problem, trajectory: Trajectory) -> list[str]:
+    """Why the training cannot be repeated: what was not recorded, or how the attempt at a few of its steps went wrong."""
+    obstacles = trajectory.replay_obstacles()
+    if obstacles:
+        return obstacles
+    try:
+        Rerun(problem.task, trajectory, open_source(problem.train, collate=problem.collate)).check_repeatable()
+    except DiffinError as error:
+        return [str(error)]
+    return []
 
 
 def luck(problem: Problem, trajectory: Trajectory, *, progress: bool = True) -> float:

@@ -284,7 +284,7 @@ def test_scores_along_a_training_and_of_several_say_so(tmp_path: Path) -> None:
     assert "from 4 checkpoints of one training run" in _words(write_report(scores, tmp_path / "draws.html"))
     along = _words(write_report(random_scores(40, terms="parts"), tmp_path / "parts.html"))
     assert "along the whole of one training run" in along
-    assert "One training was followed from its end to its start" in along
+    assert "These scores come from one training whole" in along
     assert "Two halves of the checkpoints" not in along
     several = _words(write_report(random_scores(40, terms="runs"), tmp_path / "runs.html"))
     assert "from 4 training runs" in several

@@ -147,6 +147,7 @@ def diagnose(
         )
     console.print(table)
     forecast = found.forecast
+    console.print(f"Estimator: {plain(found.estimator)}")
     console.print(
         f"Building probes at {forecast.checkpoints} checkpoints: about {forecast.probe_seconds:,.0f} s, "
         f"{forecast.probe_bytes / 1e6:,.1f} MB on disk."
@@ -159,7 +160,12 @@ def diagnose(
     else:
         console.print("The training set does not say how long it is, so the time of scoring cannot be told.")
     console.print(
-        "Replay: " + ("nothing stands in its way." if not found.replay_obstacles else "not possible, because")
+        "Replay: "
+        + (
+            "a few steps were repeated, and nothing stood in the way."
+            if not found.replay_obstacles
+            else "not possible, because"
+        )
     )
     for obstacle in found.replay_obstacles:
         console.print(f"  - {plain(obstacle)}", soft_wrap=True)
@@ -171,7 +177,7 @@ def _about_luck(agreement: float) -> str:
     if agreement >= 0.9:
         verdict = "one run tells about the data"
     elif agreement >= 0.6:
-        verdict = "the mean of several runs will be more accurate (give `diffin score` more than one)"
+        verdict = "the mean of several runs is usually more accurate (give `diffin score` more than one)"
     else:
         verdict = (
             "what one run shows is mostly chance: average several, or train with a smaller or decaying learning rate"

@@ -16,7 +16,6 @@ from diffin.cli.terminal import console, plain
 from diffin.errors import DiffinError
 from diffin.files import write_json
 from diffin.provenance import environment, write_run_file
-from diffin.scoring.sink import MANIFEST
 
 if TYPE_CHECKING:
     from diffin.evaluation import Truth
@@ -55,7 +54,11 @@ def evaluate(
     ] = None,
     samples: Annotated[str, typer.Option(help="loo: how many samples, or 'all'.")] = "200",
     weight: Annotated[
-        float, typer.Option(help="loo, groups: what is left of the weight; 0 removes, 0.95 is nearly the derivative.")
+        float,
+        typer.Option(
+            help="loo, groups: what is left of the weight; 0 removes; 0.95 is nearly the derivative "
+            "of smooth networks, 0.999 of those with kinks (ReLU)."
+        ),
     ] = 0.0,
     orders: Annotated[
         int | None,
@@ -142,7 +145,7 @@ def _scored(
     resume: bool,
     quiet: bool,
 ) -> _Scored:
-    start, begun = time.perf_counter(), (folder / MANIFEST).exists()
+    start, begun = time.perf_counter(), folder.exists()
     scores = diffin.score(
         asked.task, trajectory, asked.train, query=asked.query, collate=asked.collate,
         estimator=make_estimator(name, _PROXY_BATCH, 1, seed), output=folder, resume=resume, progress=not quiet,
@@ -202,8 +205,9 @@ def _print(truth: Truth, compared: list[Compared]) -> None:
     from diffin.report.agreement import coefficient, interval
 
     table = Table(title=f"Agreement with the truth, {len(truth.groups):,} compared", title_justify="left")
-    for heading in ("estimator", "Spearman", "95 %", "Pearson", "95 %", "seconds", ""):
-        table.add_column(heading, justify="left" if heading in ("estimator", "") else "right")
+    said = any(entry.agreement.note or entry.agreement.left_out for entry in compared)
+    for heading in ("estimator", "Spearman", "95 %", "Pearson", "95 %", "seconds", *(["note"] if said else [])):
+        table.add_column(heading, justify="left" if heading in ("estimator", "note") else "right")
     for entry in compared:
         found = entry.agreement
         left_out = f"{found.left_out:,} left out" if found.left_out else ""
@@ -214,7 +218,7 @@ def _print(truth: Truth, compared: list[Compared]) -> None:
             coefficient(found.pearson) or "-",
             interval(found.pearson_interval) or "-",
             "-" if entry.seconds is None else f"{entry.seconds:,.1f}",
-            plain(", ".join(filter(None, [found.note, left_out]))),
+            *([plain(", ".join(filter(None, [found.note, left_out])))] if said else []),
         )
     console.print(table)
     console.print(truth.sentence())

@@ -1,5 +1,7 @@
 """Estimators: each is one file that builds probes."""
 
+import logging
+
 from diffin.estimators.base import Estimator, LocalEstimator, Moment, ProbingEstimator
 from diffin.estimators.build import build_probes
 from diffin.estimators.diffin import DiffIn
@@ -25,8 +27,13 @@ __all__ = [
     "default",
 ]
 
+_log = logging.getLogger(__name__)
+
 
 def default(trajectory: Trajectory) -> ProbingEstimator:
     """The most accurate estimator for a training: `Unrolled`, or `TracIn` where the optimizer's update is not known."""
-    known = trajectory.optimizer is None or trajectory.optimizer.supported
-    return Unrolled() if known else TracIn()
+    optimizer = trajectory.optimizer
+    if optimizer is None or optimizer.supported:
+        return Unrolled()
+    _log.warning("scoring with TracIn, because the update of %s is not known and cannot be unrolled", optimizer.kind)
+    return TracIn()

@@ -43,8 +43,8 @@ def build_probes(
 ) -> ProbeSet:
     """Build the probes of a trajectory.
 
-    This is the half that takes gradients, and it touches only the query set and the curvature set. Interrupted, it goes
-    on with the first checkpoint that is not complete in ``output``.
+    This is the half that takes gradients: of the query set and a curvature set or, where `Unrolled` goes by steps, of every
+    batch that was trained on. Interrupted, it goes on with what is complete in ``output``.
 
     Args:
         task: model and loss; the model is read, never written.
@@ -76,11 +76,12 @@ def build_probes(
         )
     asked = open_source(query, collate=collate, workers=workers) if estimator.needs_query else None
     size = _dataset_size(trajectory, train)
-    estimator = estimator.resolved(task, trajectory, train)
     samples = {
         "train": _usable(task, train, "training"),
         "query": None if asked is None else _usable(task, asked, "query"),
     }
+    # After the losses were looked at: deciding may take some steps of the training.
+    estimator = estimator.resolved(task, trajectory, train)
     _warn_about_the_optimizer(trajectory, estimator)
     with frozen(task.model):
         names = PerSampleLoss(task, trajectory.checkpoints[0].state, parameters).names

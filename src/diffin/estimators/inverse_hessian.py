@@ -57,10 +57,12 @@ class InverseHessian(ProbingEstimator):
     def __post_init__(self) -> None:
         if self.solver not in ("cg", "lissa"):
             raise DiffinError(f"InverseHessian(solver={self.solver!r}): pass 'cg' or 'lissa'")
-        if self.damping < 0 or self.tolerance < 0 or self.seed < 0:
-            raise DiffinError("InverseHessian: damping, tolerance and seed are 0 or more")
-        if self.iterations < 1 or (self.samples is not None and self.samples < 1):
-            raise DiffinError("InverseHessian: iterations and samples are 1 or more")
+        for name, least in (("damping", 0), ("tolerance", 0), ("seed", 0), ("iterations", 1), ("samples", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DiffinError(f"InverseHessian({name}={value}): pass {least} or more")
+        if self.hessian not in ("exact", "difference"):
+            raise DiffinError(f"InverseHessian(hessian={self.hessian!r}): pass 'exact' or 'difference'")
 
     def steps(self, trajectory: Trajectory) -> tuple[int, ...]:
         return (_last(trajectory).step,)
@@ -124,11 +126,13 @@ def conjugate_gradients(
 ) -> Vector:
     """Solve ``A x = target`` for a positive definite A.
 
-    Where A turns out to bend downwards the iteration stops with what it has, and a warning.
+    Where A turns out to bend downwards, or the products run out, the answer is the iterate of smallest residual, with a
+    warning: just before a downward bend the last one has exploded.
     """
     solution, residual = vectors.zeros_like(target), target
     direction, size = residual, vectors.dot(residual, residual)
-    first = size
+    first = smallest = size
+    best = solution
     for count in range(iterations):
         if size <= tolerance**2 * first or size == 0:
             return solution
@@ -136,20 +140,22 @@ def conjugate_gradients(
         bend = vectors.dot(direction, curved)
         if bend <= 0:
             _log.warning(
-                "the damped Hessian is not positive definite (found after %d products); the solution is that before it; "
-                "pass a larger damping", count + 1,
+                "the damped Hessian is not positive definite (found after %d products); the solution is that of smallest "
+                "residual before, %.2g of the target; pass a larger damping", count + 1, (smallest / first) ** 0.5,
             )  # fmt: skip
-            return solution
+            return best
         solution = vectors.add(solution, direction, size / bend)
         residual = vectors.add(residual, curved, -size / bend)
         previous, size = size, vectors.dot(residual, residual)
+        if size < smallest:
+            best, smallest = solution, size
         direction = vectors.add(residual, direction, size / previous)
-    if size > tolerance**2 * first:
+    if smallest > tolerance**2 * first:
         _log.warning(
             "conjugate gradients stopped at a relative residual of %.2g after %d products; pass more iterations or a larger "
-            "damping", (size / first) ** 0.5, iterations,
+            "damping", (smallest / first) ** 0.5, iterations,
         )  # fmt: skip
-    return solution
+    return best
 
 
 def _last(trajectory: Trajectory) -> Checkpoint:

@@ -80,13 +80,11 @@ class Response:
         direction: Float64[ndarray, "k"], summed over the pushes at all its steps.
         parameters: Float64[ndarray, "k"], the adjoint of x at its start.
         buffer: Float64[ndarray, "k"], the adjoint of y at its start.
-        clipped: share of the adjoint's energy, over the segment, in modes whose curvature had to be clipped.
     """
 
     direction: Floats
     parameters: Floats
     buffer: Floats
-    clipped: float
 
 
 def respond(
@@ -109,11 +107,8 @@ def respond(
         coupled: Float64[ndarray, "k k"], the part of the curvature that is weight decay; ``None`` without.
     """
     direction = np.zeros_like(parameters)
-    energy = clipped = 0.0
     for step in reversed(steps):
         curvature = np.clip(values, 0.0, step.bound)
-        energy += float(parameters @ parameters)
-        clipped += float(parameters[curvature != values] @ parameters[curvature != values])
         moved = -step.rate * parameters
         held = buffer + step.buffer * moved
         answer = step.gradient * moved + step.kappa * held
@@ -125,4 +120,4 @@ def respond(
         if coupled is not None and step.clip < 1:
             parameters = parameters + (1 - step.clip) * (coupled @ answer)
         buffer = step.beta * held
-    return Response(direction, parameters, buffer, clipped / energy if energy else 0.0)
+    return Response(direction, parameters, buffer)

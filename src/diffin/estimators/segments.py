@@ -68,12 +68,15 @@ def build(
     ranges = nearest([checkpoint.step for checkpoint in checkpoints], trajectory.total_steps)
     parameters: Vector | None = None
     buffer: Vector = {}
-    for checkpoint, (start, stop) in reversed(list(zip(checkpoints, ranges, strict=True))):
-        if built.has(checkpoint.step):
-            carried = built.carried(checkpoint.step)
-            parameters, buffer = _part(carried, "parameters"), _part(carried, "buffer")
-            bar.advance()
-            continue
+    missing = [checkpoint.step for checkpoint in checkpoints if not built.has(checkpoint.step)]
+    later = [checkpoint.step for checkpoint in checkpoints if not missing or checkpoint.step > missing[-1]]
+    bar.advance(len(later))
+    if missing and later:
+        carried = built.carried(later[0])
+        parameters, buffer = _part(carried, "parameters"), _part(carried, "buffer")
+    # What is there before the last missing one has to be passed again all the same.
+    pending = list(zip(checkpoints, ranges, strict=True))[: len(checkpoints) - len(later)]
+    for checkpoint, (start, stop) in reversed(pending):
         with frozen(run.task.model):
             if parameters is None:
                 parameters = run.query_gradient(run.loss(trajectory.final or checkpoints[-1]))
@@ -171,7 +174,7 @@ def _segment(trajectory: Trajectory, checkpoint: Checkpoint, start: int, stop: i
     for group, constants, mean in zip(optimizer.groups, log.constants(checkpoint.step), means, strict=True):
         for name in group.names:
             if name in ratios:
-                ratio = float(mean / means[leading]) if means[leading] else 0.0
+                ratio = float(mean / means[leading]) if means[leading] else 1.0
                 ratios[name] = ratio
                 beside = constants.get("decoupled_weight_decay", False)
                 (decoupled if beside else coupled)[name] = constants["weight_decay"] * (ratio if beside else 1.0)

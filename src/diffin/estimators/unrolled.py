@@ -53,9 +53,10 @@ class Unrolled(ProbingEstimator):
     """The influence to expect of a sample, by differentiating through the training.
 
     Attributes:
-        propagation: ``"steps"``, ``"segments"``, or ``"auto"`` for ``"steps"`` where the run can be repeated and saw
-            at most two million samples, repetitions counted: a walk takes about three trainings, and ``"segments"`` costs
-            the same however long the training was. What follows but ``states`` is of ``"segments"``.
+        propagation: ``"steps"``, ``"segments"``, or ``"auto"`` for ``"steps"`` where the shortest stretch between two stored
+            states can be repeated and the run saw at most two million samples, repetitions counted: a walk takes about three
+            trainings, and ``"segments"`` costs the same however long the training was. What follows but ``states`` is of
+            ``"segments"``.
         states: at how many states of the training the samples are measured, for ``"steps"``. They lie denser early, where
             training moves fastest: the j-th at ``T ((j + 1/2) / states)^2``. ``"segments"`` measures at the checkpoints.
         rank: Hessian products per checkpoint.
@@ -91,11 +92,17 @@ class Unrolled(ProbingEstimator):
             return self
         first = None if trajectory.steps is None or not len(trajectory.steps) else trajectory.steps.indices(0)
         if first is None or len(first) * trajectory.total_steps > _WALKED:
+            if first is None and trajectory.steps is not None:
+                _log.warning(
+                    "Unrolled goes by segments, which is less accurate, because no sample indices were recorded"
+                )
             return replace(self, propagation="segments")
         try:
             Rerun(task, trajectory, train).check_repeatable()
         except DiffinError as error:
-            _log.info("the adjoint is carried by segments, because the training cannot be repeated: %s", error)
+            _log.warning(
+                "Unrolled goes by segments, which is less accurate, because the training cannot be repeated: %s", error
+            )
             return replace(self, propagation="segments")
         return replace(self, propagation="steps")
 

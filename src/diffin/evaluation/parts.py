@@ -19,6 +19,7 @@ from diffin.files import read_json, write_json
 Arrays = dict[str, npt.NDArray[np.float64]]
 
 _PLAN = "plan.json"
+_NUMBER = "[0-9]" * 5
 _IDENTITY = "identity"
 
 
@@ -127,9 +128,9 @@ class Parts:
     def _clear(self) -> None:
         assert self.folder is not None
         # The plan last: parts without one would be taken for those of whatever is computed next.
-        for path in self.folder.glob("part-*.npz"):
+        for path in self.folder.glob(f"part-{_NUMBER}.npz"):
             path.unlink()
-        for path in self.folder.glob("work-*"):
+        for path in self.folder.glob(f"work-{_NUMBER}"):
             shutil.rmtree(path, ignore_errors=True)
         (self.folder / _PLAN).unlink(missing_ok=True)
 

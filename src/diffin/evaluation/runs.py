@@ -139,6 +139,8 @@ def retrain(
     with phase(f"retraining {len(changes):,} times (steps)", left, show=progress) as bar:
         for number, arrays in mapped(execute, missing, processes=processes, advance=bar.advance):
             store.write(number, arrays)
+            if not seeds and parts[number].runs[0] == _BASE:
+                question.check_base(arrays["losses"][0])
     losses, base, seconds = _gathered(store, parts, len(changes), len(orders))
     if not seeds:
         question.check_base(base[0])

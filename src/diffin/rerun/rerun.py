@@ -152,7 +152,7 @@ class Rerun:
         """Whether the loss in training mode draws random numbers (dropout)."""
         before = randomness.capture()
         first = next(parts for parts in map(self.order, range(self.total_steps)) if parts)
-        with torch.no_grad():
+        with as_trained(self.task.model), torch.no_grad():
             self.loss(self.loss.parameters, self.batches.read(first[0].indices))
         after = randomness.capture()
         randomness.restore(*before)
@@ -269,13 +269,14 @@ class Rerun:
             causes = ["data that is not the same at every reading (random augmentation)"]
             if self.draws:
                 causes.insert(0, "dropout or another draw of random numbers between the recorded forward passes")
-            if any(len(self.order(t)) > 1 for t in range(start.step, min(state.step, start.step + 1))):
+            if len(self.order(start.step)) > 1:
                 causes.insert(0, "micro-batches whose losses were not averaged")
             raise TrajectoryError(
-                f"steps {start.step} to {state.step}, taken again, miss the recorded parameters by {distance:.2g} of the "
-                f"distance travelled ({TOLERANCE} is allowed). Something that is not recorded took part: "
+                f"steps {start.step} to {state.step}, taken again, miss the recorded parameters by {distance:.2g} of "
+                f"the distance travelled ({TOLERANCE} is allowed). Something that is not recorded took part: "
                 f"{'; '.join(causes)}; a training loss that is not the mean of the task's losses; gradients changed "
-                "before the step; parts of the model in evaluation mode; or another version of the code"
+                "before the step; parts of the model in evaluation mode; or another version of the code. "
+                "Unrolled(propagation='segments') repeats no step"
             )
         return distance
 
@@ -359,6 +360,11 @@ class Rerun:
         generator = generator_of(self.loss.device)
         found = None if noted is None or len(noted) != len(self.order(step)) else noted[part]
         if found is not None and generator is not None:
+            if len(found) != generator.get_state().numel():
+                raise TrajectoryError(
+                    f"the random numbers of step {step} were drawn on another kind of device than {self.loss.device}; move "
+                    "the model to where it was trained"
+                )
             generator.set_state(torch.frombuffer(bytearray(found), dtype=torch.uint8))
 
     def set_generators(self, state: State) -> None:

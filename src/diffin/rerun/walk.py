@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil, isqrt
+from math import isqrt
 
 from diffin.rerun.rerun import Rerun
 from diffin.rerun.state import State
@@ -62,7 +62,7 @@ def backwards(
             continue
         first = rerun.state(stored[start])
         length = stop - start
-        stride = 1 if first.nbytes() * length <= _HELD_BYTES else max(1, ceil(isqrt(length)))
+        stride = 1 if first.nbytes() * length <= _HELD_BYTES else isqrt(length)
         kept, state = [], first
         for step in range(start, stop):
             if (step - start) % stride == 0:

@@ -61,7 +61,7 @@ def score(
         train_dataset: the samples to score: anything :func:`diffin.sources.open_source` reads.
         query: the samples whose mean loss is asked about, usually a clean validation set.
         estimator: what to estimate with; ``None`` for :func:`diffin.estimators.default`, the most accurate for the run.
-        derivatives: see :func:`diffin.score_probes`.
+        derivatives: see :func:`diffin.score_probes`. `Replay` takes its own, batch by batch as the training did.
         batch_size: samples measured at once; ``"auto"`` to choose it.
         parameters: shell-style name patterns of the parameters to study; ``None`` for all that training could change.
         output: a folder for the scores and, in ``probes/``, the probes (of several trainings, in ``run-0/`` and so on);
@@ -79,23 +79,20 @@ def score(
     """
     from diffin.estimators import ProbingEstimator, Replay, build_probes, default
 
-    if not isinstance(trajectory, Trajectory) and isinstance(trajectory, Sequence) and trajectory:
-        if len(trajectory) == 1:
-            trajectory = trajectory[0]
-        else:
-            if output is not None:
-                _make_way(FolderParts(output), resume)
-            scores = [
-                score(
-                    task, run, train_dataset, query=query, estimator=estimator, derivatives=derivatives,
-                    batch_size=batch_size, parameters=parameters, resume=resume, progress=progress, workers=workers,
-                    collate=collate, output=None if output is None else Path(output) / f"run-{number}",
-                )
-                for number, run in enumerate(trajectory)
-            ]  # fmt: skip
-            return combined(scores, output)
-    if not isinstance(trajectory, Trajectory):
-        raise DiffinError(f"trajectory is a {type(trajectory).__name__}: pass diffin.Trajectory.open(folder)")
+    runs = _trajectories(trajectory)
+    if len(runs) > 1:
+        if output is not None:
+            _make_way(FolderParts(output), resume)
+        scores = [
+            score(
+                task, run, train_dataset, query=query, estimator=estimator, derivatives=derivatives,
+                batch_size=batch_size, parameters=parameters, resume=resume, progress=progress, workers=workers,
+                collate=collate, output=None if output is None else Path(output) / f"run-{number}",
+            )
+            for number, run in enumerate(runs)
+        ]  # fmt: skip
+        return combined(scores, output)
+    trajectory = runs[0]
     estimator = default(trajectory) if estimator is None else estimator
     if isinstance(estimator, Replay):
         if parameters is not None:
@@ -119,6 +116,17 @@ def score(
     )  # fmt: skip
 
 
+def _trajectories(given: object) -> list[Trajectory]:
+    runs = []
+    for run in given if isinstance(given, list | tuple) else [given]:
+        if not isinstance(run, Trajectory):
+            raise DiffinError(f"trajectory is a {type(run).__name__}: pass diffin.Trajectory.open(folder), or several")
+        runs.append(run)
+    if not runs:
+        raise DiffinError("trajectory=[]: pass one trajectory or more")
+    return runs
+
+
 def _replayed(
     task: Task,
     trajectory: Trajectory,
@@ -137,6 +145,9 @@ def _replayed(
     if query is None:
         raise DatasetError("query=None: Replay needs the samples whose loss is asked about, e.g. a validation set")
     train, asked = open_source(train_dataset, collate=collate), open_source(query, collate=collate)
+    usable = Sample.of(asked).usable(task)
+    if usable is None:
+        raise DatasetError("no loss of the query set is finite; look at its samples and the model")
     rerun = Rerun(task, trajectory, train)
     queries = [SampleSet(lambda: (batch for _, batch in asked.batches(_GRADIENT_BATCH)), "the query set")]
     sample = Sample.of(train).digest()
@@ -208,9 +219,11 @@ def combined(scores: Sequence[Scores], output: str | Path | None = None) -> Scor
         ScoringError: they are not of as many samples, or the folder holds something else.
     """
     lengths = sorted({len(one) for one in scores})
-    if len(lengths) > 1:
-        raise ScoringError(f"the trainings were scored on {lengths} samples; score all of them on the same data")
     described = [one.metadata for one in scores]
+    if len(scores) < 2 or len(lengths) > 1 or len({one["sample"] for one in described}) > 1:
+        raise ScoringError(
+            f"scores of {len(scores)} trainings, on {lengths} samples, cannot be averaged; pass two or more of the same data"
+        )
     digests = [one["probes"]["digest"] for one in described]
     first = described[0]["probes"]["metadata"]
     manifest = Manifest(

@@ -49,8 +49,8 @@ class Stability:
         """What it means, for a person."""
         if self.kind == "parts":
             return (
-                "One training was followed from its end to its start, so nothing was sampled from it. How far another "
-                "training would rank the samples differently cannot be told from one: pass several recordings."
+                "These scores come from one training whole; nothing was sampled from it, so there is no spread to tell from. "
+                "How another training would rank the samples cannot be told from one: pass several recordings."
             )
         if self.reliability is None or self.forecast_doubled is None:
             several = "trainings" if self.kind == "runs" else "checkpoints"

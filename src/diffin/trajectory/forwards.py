@@ -26,18 +26,18 @@ class ForwardWatch:
     """Notes the generator's state before forward passes in training mode that draw from it.
 
     Args:
-        model: what is trained. It gets two hooks, until :meth:`close`.
+        model: what is trained. It gets two hooks, until :meth:`close`. ``None`` to watch nothing.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        parameter = next(model.parameters(), None)
+    def __init__(self, model: nn.Module | None) -> None:
+        parameter = None if model is None else next(model.parameters(), None)
         self._generator = None if parameter is None else generator_of(parameter.device)
         self._before: Tensor | None = None
         self._after: Tensor | None = None
         self._noted: list[bytes | None] = []
         self._handles = (
             [model.register_forward_pre_hook(self._start), model.register_forward_hook(self._end)]
-            if self._generator is not None
+            if model is not None and self._generator is not None
             else []
         )
 
@@ -52,10 +52,14 @@ class ForwardWatch:
         return tuple(noted) if any(state is not None for state in noted) else None
 
     def _start(self, module: nn.Module, _: Any) -> None:
+        if torch.compiler.is_compiling():  # compiled later on: the graph must stay whole
+            return
         if module.training and torch.is_grad_enabled() and self._generator is not None:
             self._before = self._generator.get_state()
 
     def _end(self, _: nn.Module, __: Any, ___: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         before, self._before = self._before, None
         if before is None or self._generator is None:
             return

@@ -112,7 +112,7 @@ class Recorder:
         self._sums: Tensor | None = surroundings.parameter_sums(self._parameters)
         self._watch = clipping.ClippingWatch(optimizer)
         # Hooks would break the graph of a compiled model, or not be called.
-        self._forwards = ForwardWatch(nn.Module() if is_compiled(model) else self._model)
+        self._forwards = ForwardWatch(None if is_compiled(model) else self._model)
         self._hook = optimizer.register_step_pre_hook(self._before_optimizer_step)
 
     @property

@@ -144,7 +144,8 @@ class Trajectory:
         obstacles = []
         if not self.complete:
             obstacles.append(
-                f"The recording was not closed: the state after its last step, {self.total_steps}, is unknown."
+                f"The recording was not closed: the state after its last step, {self.total_steps}, is unknown; go on with it "
+                "by resume='latest', and close it."
             )
         if self.initial is None:
             obstacles.append("The state before the first step is missing.")
