@@ -30,6 +30,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from diffin.derivatives.hessian import HessianProduct
 from diffin.errors import DiffinError
 from diffin.estimators import segments, stepwise
@@ -54,8 +56,9 @@ class Unrolled(ProbingEstimator):
 
     Attributes:
         propagation: ``"steps"``, ``"segments"``, or ``"auto"`` for ``"steps"`` where the shortest stretch between two stored
-            states can be repeated and the run saw at most two million samples, repetitions counted: a walk takes about three
-            trainings, and ``"segments"`` costs the same however long the training was. What follows but ``states`` is of
+            states can be repeated, the run saw at most two million samples, repetitions counted, and no layer of the model
+            normalises by batch: a walk takes about three trainings, and ``"segments"`` costs the same however long the
+            training was. What follows but ``states`` is of
             ``"segments"``.
         states: at how many states of the training the samples are measured, for ``"steps"``. They lie denser early, where
             training moves fastest: the j-th at ``T ((j + 1/2) / states)^2``. ``"segments"`` measures at the checkpoints.
@@ -90,6 +93,9 @@ class Unrolled(ProbingEstimator):
         """With ``propagation`` decided: ``"auto"`` repeats a few steps of the training, to see whether that can be done."""
         if self.propagation != "auto":
             return self
+        # A walk goes through the statistics of the batches, and samples are scored with running ones: that fits ill.
+        if any(isinstance(module, _BatchNorm) for module in task.model.modules()):
+            return replace(self, propagation="segments")
         first = None if trajectory.steps is None or not len(trajectory.steps) else trajectory.steps.indices(0)
         if first is None or len(first) * trajectory.total_steps > _WALKED:
             if first is None and trajectory.steps is not None:
