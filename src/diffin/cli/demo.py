@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,13 +67,15 @@ def demo(
         "DiffIn": diffin.DiffIn(),
         "TracIn": diffin.TracIn(),
     }
-    results = {}
+    results, seconds = {}, {}
     for name, estimator in estimators.items():
         with timed(f"Scoring every sample with {name}") as done:
+            start = time.perf_counter()
             results[name] = diffin.score(
                 task, trajectory, data.train, query=data.query, estimator=estimator,
                 output=scores_folder / name.lower(), resume=False, progress=not quiet,
             )  # fmt: skip
+            seconds[name] = time.perf_counter() - start
             check = results[name].metadata["self_check"]
             done.append(f"derivatives by '{check['chosen']}', self-check error {_chosen(check)['error']:.1g}")
     scores = results["Unrolled"]
@@ -91,7 +94,7 @@ def demo(
             scores, page, problem=diffin.Problem(task, data.train, data.query), state=None if final is None else final.state,
             flagged=flags.nonzero()[0].tolist(), flagged_as="mislabelled", title="Which digits harmed?", extra=extra,
         )  # fmt: skip
-        compared = [Compared(name, rankings[name], agreements[name], None) for name in rankings]
+        compared = [Compared(name, rankings[name], agreements[name], seconds.get(name)) for name in rankings]
         write_agreement(truth, compared, truth_page, extra=extra)
 
     worst = Table(title="Most harmful by Unrolled", title_justify="left")
