@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -18,6 +18,7 @@ from diffin.batches import digest
 from diffin.derivatives.composite import differentiable_statistics
 from diffin.derivatives.hessian import refuse_once_differentiable
 from diffin.errors import TrajectoryError
+from diffin.rerun.adjoint import Adjoint, PulledBack
 from diffin.rerun.batches import Batches, Order, recorded_order
 from diffin.rerun.state import State, floating
 from diffin.rerun.update import GroupStep, Memory, update
@@ -32,62 +33,6 @@ SATURATION = 1e-3
 
 TOLERANCE = 0.01
 """How far recomputed parameters may be from the recorded ones, over the distance travelled since the state before."""
-
-
-@dataclass(frozen=True)
-class Adjoint:
-    """Derivative of a number with respect to everything a later step depends on.
-
-    Attributes:
-        parameters: with respect to the parameters.
-        buffers: to the floating-point buffers, through which batch normalisation reaches the query.
-        slots: to the memory of the optimizer.
-    """
-
-    parameters: Vector
-    buffers: Vector
-    slots: dict[str, Vector]
-
-    def packed(self) -> Vector:
-        """All tensors under names of their own, to be saved."""
-        parts = {"parameters": self.parameters, "buffers": self.buffers}
-        parts |= {f"slots:{key}": vector for key, vector in self.slots.items()}
-        return {f"{part}/{name}": t for part, vector in parts.items() for name, t in vector.items()}
-
-    @staticmethod
-    def unpacked(tensors: Mapping[str, Tensor]) -> Adjoint:
-        """What was packed."""
-        adjoint = Adjoint({}, {}, {})
-        for full_name, tensor in tensors.items():
-            part, _, name = full_name.partition("/")
-            if part == "parameters":
-                adjoint.parameters[name] = tensor
-            elif part == "buffers":
-                adjoint.buffers[name] = tensor
-            else:
-                adjoint.slots.setdefault(part.removeprefix("slots:"), {})[name] = tensor
-        return adjoint
-
-    def to(self, device: torch.device) -> Adjoint:
-        return Adjoint.unpacked({name: t.to(device) for name, t in self.packed().items()})
-
-
-@dataclass(frozen=True)
-class PulledBack:
-    """A step, seen from its end, for Q numbers and the B samples of its batch.
-
-    Attributes:
-        adjoints: before the step, one for each number.
-        sensitivities: Float[Tensor, "Q B"], derivative of each number with respect to the weight of each sample.
-        directions: derivative of each number with respect to the gradient that the step took; the sensitivity of a sample
-            is its share of the batch times the inner product of its own gradient with this.
-        losses: Float[Tensor, "B"], of the samples, as the step saw them.
-    """
-
-    adjoints: list[Adjoint]
-    sensitivities: Tensor
-    directions: list[Vector]
-    losses: Tensor
 
 
 class Rerun:
@@ -222,10 +167,10 @@ class Rerun:
             *gradients.values(),
         ]  # fmt: skip
         after = Adjoint(moved, floating(buffers), memory.slots)
-        outputs = _flat(after)
+        outputs = after.flat()
         before, sensitivities, directions = [], [], []
         for number, adjoint in enumerate(adjoints):
-            cotangents = _flat(_completed(adjoint, after))
+            cotangents = adjoint.completed(after).flat()
             used = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
             found = torch.autograd.grad(
                 [o for o, _ in used],
@@ -375,21 +320,3 @@ class Rerun:
 
 def _leaves(vector: Mapping[str, Tensor]) -> Vector:
     return {name: t.detach().clone().requires_grad_() for name, t in vector.items()}
-
-
-def _flat(adjoint: Adjoint) -> list[Tensor]:
-    slots = [t for key in sorted(adjoint.slots) for t in adjoint.slots[key].values()]
-    return [*adjoint.parameters.values(), *adjoint.buffers.values(), *slots]
-
-
-def _completed(adjoint: Adjoint, after: Adjoint) -> Adjoint:
-    """In the order of ``after``, which one that was stored does not have; zeros for what nothing later depends on."""
-
-    def matched(part: Vector, reference: Vector) -> Vector:
-        return {name: part[name] if name in part else torch.zeros_like(t) for name, t in reference.items()}
-
-    return Adjoint(
-        matched(adjoint.parameters, after.parameters),
-        matched(adjoint.buffers, after.buffers),
-        {key: matched(adjoint.slots.get(key, {}), vector) for key, vector in after.slots.items()},
-    )
