@@ -47,7 +47,6 @@ def main() -> None:
         table.add("plain inference of all samples at 10 states", f"{plain:.2f}", f"{plain / training:.2f}", "1")
         for name, estimator in {
             "probes by steps": diffin.Unrolled(propagation="steps"),
-            "probes by segments, rank 10": diffin.Unrolled(propagation="segments"),
             "probes by segments, rank 5": diffin.Unrolled(propagation="segments", rank=5),
         }.items():
             path = folder / name.replace(" ", "-")
