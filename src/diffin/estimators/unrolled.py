@@ -57,7 +57,7 @@ class Unrolled(ProbingEstimator):
     Attributes:
         propagation: ``"steps"``, ``"segments"``, or ``"auto"`` for ``"steps"`` where the shortest stretch between two stored
             states can be repeated, the run saw at most two million samples, repetitions counted, and no layer of the model
-            normalises by batch: a walk takes about three trainings, and ``"segments"`` costs the same however long the
+            normalises by batch: a walk takes two to five trainings, and ``"segments"`` costs the same however long the
             training was. What follows but ``states`` is of
             ``"segments"``.
         states: at how many states of the training the samples are measured, for ``"steps"``. They lie denser early, where
