@@ -32,14 +32,13 @@ from data import FashionMNIST, fashion_mnist
 from diffin.derivatives import choose, from_description
 from diffin.probes import ProbeSet
 from diffin.sources import open_source
-from diffin.task import frozen
 from diffin.tasks import Classification
 from memory import LABELS, PICTURES
 from networks import cnn
 from overhead import recording_seconds
 from peers_environment import PeersError, ask
 from table import Table, machine
-from training import Run, Setting, record
+from training import Run, Setting, infer, record
 
 BATCH_SIZE = 256
 AUTHORS_SAMPLES = 50
@@ -108,7 +107,7 @@ def _cost(run: Run, probes: ProbeSet, building: float, effort: Effort) -> tuple[
     _say("checking the derivatives")
     choice, checking = _timed(lambda: choose(task, probes, sample))
     steps = {entry.name: entry.step for entry in choice.report.back_ends}
-    contenders: dict[str, Callable[[], object]] = {"plain": lambda: _plain(run)}
+    contenders: dict[str, Callable[[], object]] = {"plain": lambda: infer(run, BATCH_SIZE)}
     for name in BACK_ENDS:
         backend = from_description({"name": name, "step": steps[name]})
         contenders[name] = lambda backend=backend: diffin.score_probes(
@@ -125,17 +124,6 @@ def _cost(run: Run, probes: ProbeSet, building: float, effort: Effort) -> tuple[
     table.add("... once: probes", "", f"{building:.2f}", f"{building / plain:.2f}")
     table.add("... once: self-check of all back ends", "", f"{checking:.2f}", f"{checking / plain:.2f}")
     return table, plain
-
-
-def _plain(run: Run) -> None:
-    """Per-sample losses at every checkpoint, the data read once."""
-    task = Classification(run.model)
-    with frozen(run.model), torch.inference_mode():
-        batches = [batch for _, batch in open_source(run.train).batches(BATCH_SIZE)]
-        for checkpoint in run.trajectory.checkpoints:
-            run.model.load_state_dict(checkpoint.state)
-            for batch in batches:
-                task.losses(batch)
 
 
 def _authors(table: Table, run: Run, setting: Setting, plain: float, folder: Path) -> None:

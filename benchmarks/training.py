@@ -14,6 +14,9 @@ from torch.utils.data import TensorDataset
 
 import diffin
 from data import FashionMNIST, dataset
+from diffin.sources import open_source
+from diffin.task import frozen
+from diffin.tasks import Classification
 from networks import cnn
 
 
@@ -90,3 +93,14 @@ def _batches(train: TensorDataset, setting: Setting) -> Iterator[tuple[Tensor, T
     for _ in range(setting.epochs):
         for indices in torch.randperm(len(train), generator=generator).split(setting.batch_size):
             yield inputs[indices], targets[indices], indices
+
+
+def infer(run: Run, batch_size: int) -> None:
+    """Per-sample losses at every checkpoint, the data read once."""
+    task = Classification(run.model)
+    with frozen(run.model), torch.inference_mode():
+        batches = [batch for _, batch in open_source(run.train).batches(batch_size)]
+        for checkpoint in run.trajectory.checkpoints:
+            run.model.load_state_dict(checkpoint.state)
+            for batch in batches:
+                task.losses(batch)

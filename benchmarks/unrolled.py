@@ -20,10 +20,9 @@ import diffin
 from data import fashion_mnist
 from diffin.derivatives import choose, from_description
 from diffin.sources import open_source
-from diffin.task import frozen
 from diffin.tasks import Classification
 from table import Table, machine
-from training import Run, Setting, record
+from training import Setting, infer, record
 
 BATCH_SIZE = 256
 REPETITIONS = 3
@@ -42,7 +41,7 @@ def main() -> None:
         training = run.step_seconds * run.trajectory.total_steps
         table = Table("Cost of Unrolled", "what", "seconds", "over the training", "over plain inference at 10 states")
         task = Classification(run.model)
-        plain = _median(lambda: _plain(run))
+        plain = _median(lambda: infer(run, BATCH_SIZE))
         table.add("training, without recording", f"{training:.2f}", "1", "")
         table.add("plain inference of all samples at 10 states", f"{plain:.2f}", f"{plain / training:.2f}", "1")
         for name, estimator in {
@@ -67,17 +66,6 @@ def main() -> None:
         table.add("scoring, `difference`", f"{scoring:.2f}", f"{scoring / training:.2f}", f"{scoring / plain:.2f}")
     print(f"{machine()}; {arguments.samples:,} samples, {arguments.epochs} epochs, batch {setting.batch_size}\n")
     print(table.markdown())
-
-
-def _plain(run: Run) -> None:
-    """Per-sample losses at every checkpoint, the data read once."""
-    task = Classification(run.model)
-    with frozen(run.model), torch.inference_mode():
-        batches = [batch for _, batch in open_source(run.train).batches(BATCH_SIZE)]
-        for checkpoint in run.trajectory.checkpoints:
-            run.model.load_state_dict(checkpoint.state)
-            for batch in batches:
-                task.losses(batch)
 
 
 def _median(function: Callable[[], object]) -> float:

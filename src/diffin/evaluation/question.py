@@ -14,7 +14,7 @@ from diffin.derivatives.gradient import SampleSet
 from diffin.errors import DiffinError, EvaluationError, TrajectoryError
 from diffin.evaluation.truth import Floats, as_indices
 from diffin.rerun import Rerun, State
-from diffin.rerun.batches import Batches, shuffled_order
+from diffin.rerun.batches import shuffled_order
 from diffin.sample import Sample
 from diffin.sources import Collate, Indices, open_source
 from diffin.task import PerSampleLoss, Task, check_losses, frozen
@@ -83,7 +83,7 @@ class Question:
         other = Rerun(
             self.task, self.trajectory, self.train, order=shuffled_order(self.recorded.log, self.size, order_seed)
         )
-        other.batches = self._batches  # read once for all orders
+        other.batches = self.recorded.batches  # read once for all orders
         return other
 
     def query_set(self) -> SampleSet:
@@ -122,12 +122,7 @@ class Question:
         Raises:
             TrajectoryError: it is not the same training.
         """
-        first, second = self.trajectory.stored[:2]
-        with self.recorded.entered():
-            start = state = self.recorded.state(first)
-            while state.step < second.step:
-                state = self.recorded.advance(state)
-            return self.recorded.check(state, second, start)
+        return self.recorded.repeat(*self.trajectory.stored[:2])
 
     def check_base(self, losses: Floats) -> None:
         """Compare the query loss of the whole training, taken again in the recorded order, with that of the recorded one.
@@ -147,10 +142,6 @@ class Question:
     @property
     def _final(self) -> State:
         return self.recorded.state(self.trajectory.stored[-1])
-
-    @cached_property
-    def _batches(self) -> Batches:
-        return self.recorded.batches
 
     def _query_batches(self) -> Iterator[Any]:
         if self._held_query is not None:

@@ -232,13 +232,23 @@ class Rerun:
             TrajectoryError: they end elsewhere.
             DatasetError: the training set cannot be read by index.
         """
-        stored = self.trajectory.stored
-        start, stop = min(pairwise(stored), key=lambda pair: pair[1].step - pair[0].step)
+        self.repeat(*min(pairwise(self.trajectory.stored), key=lambda pair: pair[1].step - pair[0].step))
+
+    def repeat(self, start: Checkpoint, stop: Checkpoint) -> float:
+        """Take the steps between two stored states again.
+
+        Returns:
+            How far that ends from the recorded state, over the distance travelled.
+
+        Raises:
+            TrajectoryError: it is not the same training.
+            DatasetError: the training set cannot be read by index.
+        """
         with self.entered():
             first = state = self.state(start)
             while state.step < stop.step:
                 state = self.advance(state)
-            self.check(state, stop, first)
+            return self.check(state, stop, first)
 
     def groups(self, step: int) -> list[GroupStep]:
         """What a step used, by parameter group."""

@@ -191,9 +191,7 @@ class StepLog:
 
     def randomness(self, step: int) -> tuple[bytes | None, ...] | None:
         """State of the generator before each forward pass of ``step``, as :class:`StepRecord` has it."""
-        self._check(step)
-        segment = int(np.searchsorted(self._starts, step, side="right")) - 1
-        states: list[bytes | None] | None = self._segment(segment)["randomness"][step - self._starts[segment]].as_py()
+        states: list[bytes | None] | None = self._value(step, "randomness").as_py()
         return None if states is None else tuple(states)
 
     def clip_coefficient(self, step: int) -> float:
@@ -232,10 +230,13 @@ class StepLog:
             raise TrajectoryError(f"step={step} was not recorded: the log has steps 0 to {len(self) - 1}")
 
     def _lists(self, step: int, column: str) -> IntArray | None:
+        value = self._value(step, column)
+        return np.array(value.values.to_numpy(), dtype=np.int64) if value.is_valid else None
+
+    def _value(self, step: int, column: str) -> pa.Scalar:
         self._check(step)
         segment = int(np.searchsorted(self._starts, step, side="right")) - 1
-        value = self._segment(segment)[column][step - self._starts[segment]]
-        return np.array(value.values.to_numpy(), dtype=np.int64) if value.is_valid else None
+        return self._segment(segment)[column][step - self._starts[segment]]
 
     def _load(self, segment: int) -> pa.Table:
         return _read_table(self._paths[segment], ["indices", "micro_batches", "randomness"]).combine_chunks()
