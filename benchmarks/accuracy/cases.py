@@ -83,7 +83,7 @@ class Case:
 def names() -> list[str]:
     """All cases, those with wrong labels after those without."""
     cnns = itertools.product(("sgd", "adamw"), ("plain", "group", "batch"), ("relu", "gelu"))
-    clean = ["logistic", "mlp-sgd", "mlp-adamw", "mlp-constant"]
+    clean = ["logistic", "mlp-sgd", "mlp-adamw", "mlp-constant", "mlp-relu"]
     clean += [f"cnn-{optimizer}-{norm}-{activation}" for optimizer, norm, activation in cnns]
     clean += ["transformer"]
     return [*clean, *(f"{name}+flips" for name in clean)]
@@ -100,9 +100,11 @@ def case(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Cas
             architecture, size, epochs, batch_size = "logistic", 500, 40, 50
             recipe = Recipe("sgd", 0.5, "cosine", weight_decay=1e-2)
         case "mlp":
-            architecture, size, epochs, batch_size = "mlp", 600, 30, 32
+            architecture = "mlp-relu" if options[0] == "relu" else "mlp-gelu"
+            size, epochs, batch_size = 600, 30, 32
             recipe = {
                 "sgd": Recipe("sgd", 0.05, "cosine", momentum=0.9),
+                "relu": Recipe("sgd", 0.05, "cosine", momentum=0.9),
                 "adamw": Recipe("adamw", 3e-3, "cosine", weight_decay=1e-2),
                 "constant": Recipe("sgd", 0.05, "constant", momentum=0.9),
             }[options[0]]

@@ -34,6 +34,7 @@ DEFAULT = (
     "logistic+flips",
     "mlp-sgd",
     "mlp-sgd+flips",
+    "mlp-relu+flips",
     "mlp-adamw+flips",
     "mlp-constant+flips",
     "cnn-sgd-plain-gelu+flips",

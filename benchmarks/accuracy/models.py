@@ -18,13 +18,13 @@ _NORMS = ("plain", "group", "batch")
 
 
 def build(architecture: str) -> nn.Module:
-    """The network called `logistic`, `mlp`, `transformer` or `cnn-{plain,group,batch}-{relu,gelu}`, freshly drawn."""
+    """The network called `logistic`, `mlp-{relu,gelu}`, `transformer` or `cnn-{plain,group,batch}-{relu,gelu}`, freshly drawn."""
     family, *options = architecture.split("-")
     match family, options:
         case "logistic", []:
             return nn.Sequential(nn.Linear(64, 10))  # kronfluence cannot wrap a model that is one layer
-        case "mlp", []:
-            return nn.Sequential(nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 10))
+        case "mlp", [activation] if activation in _ACTIVATIONS:
+            return nn.Sequential(nn.Linear(64, 32), _ACTIVATIONS[activation](), nn.Linear(32, 10))
         case "cnn", [norm, activation] if norm in _NORMS and activation in _ACTIVATIONS:
             return cnn(norm, _ACTIVATIONS[activation])
         case "transformer", []:
