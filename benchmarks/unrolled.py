@@ -46,6 +46,8 @@ def main() -> None:
         table.add("plain inference of all samples at 10 states", f"{plain:.2f}", f"{plain / training:.2f}", "1")
         for name, estimator in {
             "probes by steps": diffin.Unrolled(propagation="steps"),
+            "probes by steps, exact products": diffin.Unrolled(propagation="steps", hessian="exact"),
+            "probes by segments": diffin.Unrolled(propagation="segments"),
             "probes by segments, rank 5": diffin.Unrolled(propagation="segments", rank=5),
         }.items():
             path = folder / name.replace(" ", "-")

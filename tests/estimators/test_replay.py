@@ -139,7 +139,7 @@ def test_states_that_do_not_fit_are_computed_again_to_the_same_numbers(
     monkeypatch.setattr(walk, "_HELD_BYTES", 1)
     taken = []
     plain = rerun.advance
-    monkeypatch.setattr(rerun, "advance", lambda state: taken.append(state.step) or plain(state))
+    monkeypatch.setattr(rerun, "advance", lambda state, **options: taken.append(state.step) or plain(state, **options))
     after = diffin.Replay().walk(rerun, [set_of(training.query)], progress=False)
     assert len(taken) > 20, "nothing was computed twice"
     assert max(map(taken.count, taken)) == 2

@@ -23,10 +23,10 @@ from diffin.rerun import Part, Rerun
 from diffin.sources import open_source
 from diffin.tasks import Classification, Regression
 from repeatable import Tied, adam, decaying, full_batch, set_of, two_groups
-from retrained import MakeOptimizer, PartlyUnused, Training, sgd
+from retrained import MakeOptimizer, PartlyUnused, Training, cnn, sgd
 from retrained import mlp as wide
 
-FULL = diffin.Unrolled(propagation="segments", rank=500, curvature_samples=None)
+FULL = diffin.Unrolled(propagation="segments", rank=500, curvature_samples=None, hessian="exact")
 
 
 def mlp() -> nn.Module:
@@ -81,6 +81,14 @@ def test_segments_are_the_recursion_in_dense_matrices(name: str, tmp_path: Path)
     found, wanted = score(of, FULL).terms, DenseSegments(of).terms()
     # Lanczos breaks off where what is left of the curvature is a millionth of it.
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", SEGMENTED)
+def test_segments_by_differences_are_those_by_products(name: str, tmp_path: Path) -> None:
+    of = scored(SEGMENTED[name](), tmp_path / "run")
+    estimator = replace(FULL, rank=6)
+    found, wanted = score(of, replace(estimator, hessian="difference")).terms, score(of, estimator).terms
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
 def test_skipped_steps_are_left_out_and_not_counted(tmp_path: Path) -> None:
@@ -194,7 +202,7 @@ def test_on_a_quadratic_with_full_batches_segments_of_a_step_are_exact(options: 
             recorder.step(torch.arange(12))
     of = task, diffin.Trajectory.open(tmp_path / "run"), train, query
     replay = score(of, diffin.Replay()).influence
-    for estimator in (FULL, diffin.Unrolled(propagation="steps", states=1000)):
+    for estimator in (FULL, diffin.Unrolled(propagation="steps", states=1000, hessian="exact")):
         np.testing.assert_allclose(score(of, estimator).influence, replay, rtol=0, atol=1e-9 * np.abs(replay).max())
 
 
@@ -207,21 +215,28 @@ STEPPED: dict[str, MakeOptimizer] = {
 }
 
 
+PRODUCTS = {"exact": 1e-9, "difference": 1e-6}
+"""Ways to take a product with the Hessian, and how near that comes to the truth in float64."""
+
+
+@pytest.mark.parametrize("hessian", PRODUCTS)
 @pytest.mark.parametrize("name", STEPPED)
 @pytest.mark.parametrize("clip", [None, 0.1], ids=["plain", "clipped"])
-def test_with_full_batches_and_all_states_steps_are_replay(name: str, clip: float | None, tmp_path: Path) -> None:
+def test_with_full_batches_and_all_states_steps_are_replay(
+    name: str, clip: float | None, hessian: Any, tmp_path: Path
+) -> None:
     training = full_batch(Training(mlp, STEPPED[name], clip=clip, micro_batches=1 if clip else 3))
     of = scored(training, tmp_path / "run")
-    found = score(of, diffin.Unrolled(propagation="steps", states=2 * 20))
-    replay = score(of, diffin.Replay())
+    found = score(of, diffin.Unrolled(propagation="steps", states=2 * 20, hessian=hessian))
+    replay = score(of, diffin.Replay()).influence
     assert found.steps == tuple(range(20))
-    np.testing.assert_allclose(found.influence, replay.influence, rtol=0, atol=1e-9 * np.abs(replay.influence).max())
+    np.testing.assert_allclose(found.influence, replay, rtol=0, atol=PRODUCTS[hessian] * np.abs(replay).max())
 
 
 def test_parameters_that_are_added_up_are_not_counted_twice(tmp_path: Path) -> None:
     """They have one gradient between them; with all samples in every batch, Replay says what is right."""
     of = scored(full_batch(Training(Tied, sgd(momentum=0.9, lr=0.1))), tmp_path / "run")
-    found = score(of, diffin.Unrolled(propagation="steps", states=40)).influence
+    found = score(of, diffin.Unrolled(propagation="steps", states=40, hessian="exact")).influence
     replay = score(of, diffin.Replay()).influence
     np.testing.assert_allclose(found, replay, rtol=0, atol=1e-9 * np.abs(replay).max())
 
@@ -298,6 +313,37 @@ def test_auto_takes_steps_where_they_can_be_repeated_and_says_why_not(tmp_path: 
             recorder.step()
     without = diffin.Trajectory.open(tmp_path / "without")
     assert auto.resolved(task, without, open_source(train)).propagation == "segments"
+
+
+def bent(cut: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 4), cut, nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("cut", "hessian"), [(nn.GELU(), "difference"), (nn.ReLU(), "exact"), (nn.Hardtanh(), "exact")], ids=str
+)
+@pytest.mark.parametrize("propagation", ["auto", "segments"])
+def test_auto_takes_differences_of_what_is_smooth_only(
+    cut: nn.Module, hessian: str, propagation: Any, tmp_path: Path
+) -> None:
+    task, trajectory, train, _ = scored(Training(lambda: bent(cut), sgd()), tmp_path / "run")
+    resolved = diffin.Unrolled(propagation=propagation).resolved(task, trajectory, open_source(train))
+    assert resolved.hessian == hessian
+
+
+def test_auto_takes_no_differences_in_half_precision(tmp_path: Path) -> None:
+    task, trajectory, train, _ = scored(Training(mlp, sgd()), tmp_path / "run")
+    task.model.bfloat16()
+    chosen = diffin.Unrolled(propagation="segments").resolved(task, trajectory, open_source(train))
+    assert chosen.hessian == "exact"
+
+
+def test_statistics_of_batches_are_differentiated_whole(tmp_path: Path) -> None:
+    task, trajectory, train, _ = scored(Training(cnn, sgd(), shape=(1, 6, 6)), tmp_path / "run")
+    source = open_source(train)
+    assert diffin.Unrolled(propagation="steps").resolved(task, trajectory, source).hessian == "exact"
+    with pytest.raises(DiffinError, match="batch normalisation"):
+        diffin.Unrolled(propagation="steps", hessian="difference").resolved(task, trajectory, source)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from diffin import vectors
 from diffin.derivatives.base import refuse_half_precision
 from diffin.derivatives.composite import composite_attention
 from diffin.derivatives.gradient import SampleSet, add_gradients, finite_losses, leaves, mean_gradient
+from diffin.derivatives.kinks import graph
 from diffin.errors import DerivativeError
 from diffin.task import PerSampleLoss
 from diffin.vectors import Vector
@@ -74,21 +75,35 @@ def _second(product: Tensor, parameters: list[Tensor]) -> tuple[Tensor | None, .
         ) from error
 
 
-def difference_product(loss: PerSampleLoss, samples: SampleSet, vector: Mapping[str, Tensor]) -> Vector:
+def difference_product(
+    loss: PerSampleLoss, samples: SampleSet, vector: Mapping[str, Tensor], *, gradient: Vector | None = None
+) -> Vector:
     """``(grad(theta + e v) - grad(theta - e v)) / 2e``: the central form of Eq. 6 of Tan et al.
 
     The step e displaces the parameters by ``cbrt(machine epsilon)`` of their norm, where the rounding of the gradients
-    and the cubic term of the expansion balance.
+    and the cubic term of the expansion balance. Given the ``gradient`` at theta, the difference is one-sided, as in the
+    paper, at half the price, and displaces by the root of epsilon.
     """
     refuse_half_precision(loss)
-    length = vectors.norm(vector)
-    if length == 0:
+    step = difference_step(loss.parameters, vector, order=2 if gradient is None else 1)
+    if step == 0:
         return vectors.zeros_like(loss.parameters)
-    precision = max(torch.finfo(t.dtype).eps for t in loss.parameters.values())
-    step = precision ** (1 / 3) * (vectors.norm(loss.parameters) or 1.0) / length
+    if gradient is not None:
+        ahead = mean_gradient(loss, samples, at=vectors.add(loss.parameters, vector, step)).gradient
+        return vectors.scale(vectors.add(ahead, gradient, -1.0), 1 / step)
     ahead = mean_gradient(loss, samples, at=vectors.add(loss.parameters, vector, step)).gradient
     behind = mean_gradient(loss, samples, at=vectors.add(loss.parameters, vector, -step)).gradient
     return vectors.scale(vectors.add(ahead, behind, -1.0), 1 / (2 * step))
+
+
+def difference_step(parameters: Mapping[str, Tensor], vector: Mapping[str, Tensor], *, order: int) -> float:
+    """What to multiply the vector with for a difference whose error is of that order in it; 0 for a vector of zeros."""
+    length = vectors.norm(vector)
+    if length == 0:
+        return 0.0
+    precision = max(torch.finfo(t.dtype).eps for t in parameters.values())
+    step: float = precision ** (1 / (order + 1)) * (vectors.norm(parameters) or 1.0) / length
+    return step
 
 
 def refuse_once_differentiable(tensors: Iterable[Tensor]) -> None:
@@ -97,16 +112,9 @@ def refuse_once_differentiable(tensors: Iterable[Tensor]) -> None:
     Such an operation raises when its second derivative is asked for, but the engine never asks: it leaves out whatever does
     not lead to the leaves, and the product would silently lack a part.
     """
-    pending = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen = set(pending)
-    while pending:
-        node = pending.pop()
+    for node in graph(tensors):
         if node.name() in _ERROR_NODES:
             raise DerivativeError(
                 "an operation of the model is marked as differentiable once only (a custom kernel?), so the Hessian cannot "
                 "be had by differentiating twice; pass hessian='difference'"
             )
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                pending.append(following)

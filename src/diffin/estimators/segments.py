@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffin import vectors
 from diffin.derivatives.gradient import SampleSet, mean_gradient
-from diffin.derivatives.hessian import HessianProduct, hessian_vector_product
+from diffin.derivatives.hessian import HessianProduct, difference_product, hessian_vector_product
 from diffin.derivatives.lanczos import lanczos
 from diffin.errors import TrajectoryError
 from diffin.estimators.base import Built, Carried, Run
@@ -110,10 +110,14 @@ def _through(
 ) -> tuple[Vector, Vector, Vector]:
     """The direction of a segment, and the adjoints of parameters and momentum buffer at its start from those at its end."""
     scale = _root_of_preconditioner(segment, loss, curvature)
+    gradient = mean_gradient(loss, curvature).gradient if hessian == "difference" else None
 
     def product(vector: Vector) -> Vector:
         scaled = vectors.multiply(vector, scale)
-        curved = hessian_vector_product(loss, curvature, scaled, method=hessian)
+        if gradient is not None:
+            curved = difference_product(loss, curvature, scaled, gradient=gradient)
+        else:
+            curved = hessian_vector_product(loss, curvature, scaled)
         return vectors.multiply(vectors.add(curved, vectors.scale(scaled, segment.coupled)), scale)
 
     start = vectors.multiply(parameters, scale)

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from diffin import vectors
+from diffin.derivatives.hessian import HessianProduct
 from diffin.estimators.base import Built, Carried, Run
 from diffin.estimators.replay import query_adjoint
 from diffin.estimators.segments import nearest
 from diffin.probes import CheckpointProbes, Probe
 from diffin.progress import Phase
 from diffin.rerun import Adjoint, Rerun
+from diffin.rerun.differenced import carry_back
 from diffin.rerun.walk import backwards
 from diffin.vectors import Vector
 
@@ -22,7 +24,9 @@ def states(count: int, total_steps: int) -> tuple[int, ...]:
     return tuple(sorted({(2 * j + 1) ** 2 * total_steps // (4 * count**2) for j in range(count)}))
 
 
-def build(run: Run, built: Built, bar: Phase, count: int) -> Iterator[tuple[CheckpointProbes, Carried]]:
+def build(
+    run: Run, built: Built, bar: Phase, count: int, hessian: HessianProduct
+) -> Iterator[tuple[CheckpointProbes, Carried]]:
     """The probes of every block, last first; what is carried is the adjoint at its first step."""
     trajectory = run.trajectory
     rerun = Rerun(run.task, trajectory, run.train)
@@ -40,16 +44,22 @@ def build(run: Run, built: Built, bar: Phase, count: int) -> Iterator[tuple[Chec
     total: Vector = vectors.zeros_like(rerun.loss.parameters)
     state: Mapping[str, Tensor] = {}
     with rerun.entered():
-        for stretch in backwards(rerun, until=until, advance=bar.advance):
+        for stretch in backwards(rerun, until=until, keep_gradients=hessian == "difference", advance=bar.advance):
             if adjoint is None:
                 assert run.query is not None  # build_probes has refused by now
                 adjoint = query_adjoint(rerun, stretch.end, run.query)
+            gradients = stretch.end.gradients
             for at in stretch.states:
-                pulled = rerun.pull_back(at, [adjoint])
-                if pulled is not None:
-                    adjoint = pulled.adjoints[0]
-                    for name, direction in pulled.directions[0].items():
-                        total[name] += direction
+                direction: Vector = {}
+                if hessian == "exact":
+                    pulled = rerun.pull_back(at, [adjoint])
+                    if pulled is not None:
+                        adjoint, direction = pulled.adjoints[0], pulled.directions[0]
+                elif gradients is not None:
+                    adjoint, direction = carry_back(rerun, at, adjoint, gradients)
+                gradients = at.gradients
+                for name, part in direction.items():
+                    total[name] += part
                 if at.step == pending[-1]:
                     state = {**rerun.loss.rest, **at.parameters, **at.buffers}
                 if at.step == ranges[pending[-1]][0]:

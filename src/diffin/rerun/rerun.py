@@ -104,24 +104,32 @@ class Rerun:
         # NumPy's generator has words that stay and a position among them that moves.
         return before[1] != after[1] or any(not torch.equal(after[0][name], t) for name, t in before[0].items())
 
-    def advance(self, state: State, weights: Tensor | None = None) -> State:
+    def advance(self, state: State, weights: Tensor | None = None, *, keep_gradients: bool = False) -> State:
         """The state one step later.
 
         Args:
             state: before the step.
             weights: Float[Tensor, "N"], what each sample's loss is multiplied by; 1 by default.
+            keep_gradients: keep the gradients of the step with the state after it.
         """
         if not self.order(state.step):
-            return replace(state, step=state.step + 1)
-        self.set_generators(state)
-        buffers = {name: t.clone() for name, t in state.buffers.items()}
-        parameters = {name: t.detach().requires_grad_() for name, t in state.parameters.items()}
-        with torch.enable_grad():
-            objective, _ = self._objective(state.step, parameters, buffers, weights)
-            gradients = self._gradients(objective, parameters, create_graph=False)
+            return replace(state, step=state.step + 1, gradients=None)
+        gradients, buffers = self.gradients(state, state.parameters, weights)
         with torch.no_grad():
             moved, memory = self.moved(state.step, state.parameters, state.memory, gradients)
-        return State(state.step + 1, moved, buffers, memory, randomness.capture() if self.draws else None)
+        drawn = randomness.capture() if self.draws else None
+        return State(state.step + 1, moved, buffers, memory, drawn, gradients if keep_gradients else None)
+
+    def gradients(
+        self, state: State, at: Mapping[str, Tensor], weights: Tensor | None = None
+    ) -> tuple[Vector, dict[str, Tensor]]:
+        """Gradients of the objective of the step after ``state``, but at the parameters ``at``; and the buffers after it."""
+        self.set_generators(state)
+        buffers = {name: t.clone() for name, t in state.buffers.items()}
+        parameters = {name: t.detach().requires_grad_() for name, t in at.items()}
+        with torch.enable_grad():
+            objective, _ = self._objective(state.step, parameters, buffers, weights)
+            return self._gradients(objective, parameters, create_graph=False), buffers
 
     def pull_back(
         self, state: State, adjoints: Sequence[Adjoint], *, saturation: float = SATURATION

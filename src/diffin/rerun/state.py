@@ -28,6 +28,7 @@ class State:
         buffers: of the model, e.g. running statistics.
         memory: what the optimizer carries.
         randomness: of the generators, where training draws from them.
+        gradients: those of the step that led here, where they were kept; ``None`` also after a step that was skipped.
     """
 
     step: int
@@ -35,6 +36,7 @@ class State:
     buffers: Vector
     memory: Memory
     randomness: Randomness | None = None
+    gradients: Vector | None = None
 
     @staticmethod
     def of(checkpoint: Checkpoint, loss: PerSampleLoss) -> State:
@@ -61,7 +63,7 @@ class State:
 
     def nbytes(self) -> int:
         """Memory of its tensors, in bytes."""
-        tensors = [self.parameters, self.buffers, *self.memory.slots.values()]
+        tensors = [self.parameters, self.buffers, self.gradients or {}, *self.memory.slots.values()]
         return sum(t.numel() * t.element_size() for vector in tensors for t in vector.values())
 
     def is_finite(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import isqrt
 
+from diffin.batches import nbytes
 from diffin.rerun.rerun import Rerun
 from diffin.rerun.state import State
 
@@ -38,7 +39,11 @@ def stretches(rerun: Rerun) -> list[tuple[int, int]]:
 
 
 def backwards(
-    rerun: Rerun, *, until: int | None = None, advance: Callable[[int], None] = lambda steps: None
+    rerun: Rerun,
+    *,
+    until: int | None = None,
+    keep_gradients: bool = False,
+    advance: Callable[[int], None] = lambda steps: None,
 ) -> Iterator[Stretch]:
     """The stretches of a training, last first, every state recomputed and checked against the stored ones.
 
@@ -49,6 +54,7 @@ def backwards(
         rerun: the training; entered.
         until: leave out the steps from here on, which an earlier walk has taken; in the middle of a stretch, its end is
             not checked again.
+        keep_gradients: keep the gradients of every step with the state after it.
         advance: called with the number of steps taken forward.
 
     Raises:
@@ -62,23 +68,24 @@ def backwards(
             continue
         first = rerun.state(stored[start])
         length = stop - start
-        stride = 1 if first.nbytes() * length <= _HELD_BYTES else isqrt(length)
+        held = first.nbytes() + (nbytes(first.parameters) if keep_gradients else 0)
+        stride = 1 if held * length <= _HELD_BYTES else isqrt(length)
         kept, state = [], first
         for step in range(start, stop):
             if (step - start) % stride == 0:
                 kept.append(state)
-            state = rerun.advance(state)
+            state = rerun.advance(state, keep_gradients=keep_gradients)
             advance(1)
         distance = rerun.check(state, stored[stop], first) if rerun.is_recorded and stop in stored else 0.0
-        yield Stretch(start, state, distance, _reversed_states(rerun, kept, stop))
+        yield Stretch(start, state, distance, _reversed_states(rerun, kept, stop, keep_gradients))
 
 
-def _reversed_states(rerun: Rerun, kept: list[State], stop: int) -> Iterator[State]:
+def _reversed_states(rerun: Rerun, kept: list[State], stop: int, keep_gradients: bool) -> Iterator[State]:
     end = stop
     while kept:
         block = [kept.pop()]
         while block[-1].step + 1 < end:
-            block.append(rerun.advance(block[-1]))
+            block.append(rerun.advance(block[-1], keep_gradients=keep_gradients))
         end = block[0].step
         while block:
             yield block.pop()
