@@ -18,7 +18,7 @@ _NORMS = ("plain", "group", "batch")
 
 
 def build(architecture: str) -> nn.Module:
-    """The network called `logistic`, `mlp-{relu,gelu}`, `transformer` or `cnn-{plain,group,batch}-{relu,gelu}`, freshly drawn."""
+    """`logistic`, `mlp-{relu,gelu}`, `transformer` or `cnn-{plain,group,batch}-{relu,gelu}`, freshly drawn."""
     family, *options = architecture.split("-")
     match family, options:
         case "logistic", []:
