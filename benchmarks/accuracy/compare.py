@@ -5,11 +5,12 @@
 
 Every case of `cases.py` is trained in float32, and scored from that recording by every estimator of diffin and every other
 library that finishes on it; the other libraries get the checkpoints, and where they need it every step. What they say is
-held against three truths:
+held against four truths:
 
 - expected: the exact derivative for the weight of every sample, mean over eight other orders of the data;
 - own removal: this very run, trained again without a sample;
-- own .95: likewise, with its weight lowered by a twentieth.
+- own .95: likewise, with its weight lowered by a twentieth;
+- single queries: own removal, of the loss of each of eight query samples (small networks only).
 
 Everything is kept in `benchmarks/.cache/accuracy`; a run that was interrupted goes on. What is there is not measured anew
 because diffin has changed, but the tables say so; `--again` is for that. Delete the folder of a case to begin it anew.

@@ -14,6 +14,13 @@ Settings = dict[str, Any]
 
 DAMPINGS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
+FIXED: dict[str, Settings] = {
+    "InverseHessian": {"damping": 1e-2},
+    "dattri TracIn": {"cosine": False},
+    "kronfluence EK-FAC": {"damping": None},
+}
+"""The setting that stands for a grid where the truth is not known: what the library does unless told otherwise."""
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -22,28 +29,35 @@ class Contender:
     Attributes:
         name: rows of the tables; a name with several settings is a grid.
         runs: over how many trainings, which differ in the order of the data, its scores are averaged.
+        singles: whether it is asked about single query samples, too.
     """
 
     name: str
     estimator: Estimator
     runs: int = 1
     settings: Settings = field(default_factory=dict)
+    singles: bool = False
 
 
 OURS = (
-    Contender("TracIn", diffin.TracIn()),
+    Contender("TracIn", diffin.TracIn(), singles=True),
     Contender("MoSo", diffin.MoSo()),
-    Contender("DiffIn (Eq. 9)", diffin.DiffIn()),
+    Contender("DiffIn (Eq. 9)", diffin.DiffIn(), singles=True),
     *(
-        Contender("InverseHessian", diffin.InverseHessian(damping=damping), settings={"damping": damping})
+        Contender(
+            "InverseHessian",
+            diffin.InverseHessian(damping=damping),
+            settings={"damping": damping},
+            singles=damping == FIXED["InverseHessian"]["damping"],
+        )
         for damping in DAMPINGS
     ),
-    Contender("Unrolled, segments", diffin.Unrolled(propagation="segments")),
+    Contender("Unrolled, segments", diffin.Unrolled(propagation="segments"), singles=True),
     Contender("Unrolled, steps", diffin.Unrolled(propagation="steps")),
     Contender("Unrolled, steps, 20 states", diffin.Unrolled(propagation="steps", states=20)),
-    Contender("Unrolled", diffin.Unrolled()),
+    Contender("Unrolled", diffin.Unrolled(), singles=True),
     Contender("Unrolled, mean of 3 runs", diffin.Unrolled(), runs=3),
-    Contender("Replay", diffin.Replay()),
+    Contender("Replay", diffin.Replay(), singles=True),
     Contender("Replay, mean of 3 runs", diffin.Replay(), runs=3),
 )
 
@@ -62,14 +76,8 @@ PEERS = (
 )
 """As `peers.py` calls them."""
 
-FIXED: dict[str, Settings] = {
-    "InverseHessian": {"damping": 1e-2},
-    "dattri TracIn": {"cosine": False},
-    "kronfluence EK-FAC": {"damping": None},
-}
-"""The setting that stands for a grid where the truth is not known: what the library does unless told otherwise."""
-
-_TINY = ("logistic", "mlp")
+TINY = ("logistic", "mlp")
+"""Families of networks that are retrained in no time."""
 
 
 def peers_for(case: Case) -> tuple[str, ...]:
@@ -82,7 +90,7 @@ def reason_against(name: str, architecture: str) -> str:
     family, *options = architecture.split("-")
     if name == "captum TracInCP" and (family == "transformer" or "group" in options or "batch" in options):
         return "takes the gradients of normalisations sample by sample; dattri's TracIn gives the same numbers"
-    if name == "dattri IF-explicit" and family not in _TINY:
+    if name == "dattri IF-explicit" and family not in TINY:
         return "makes the Hessian in full"
     if name in ("dattri IF-CG", "dattri Arnoldi", "dattri DVEmb") and family == "transformer":
         return "did not finish in twenty minutes"

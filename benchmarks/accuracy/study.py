@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ask import ask, question
-from contenders import OURS, Contender, Settings, libraries, peers_for, said, slug
+from contenders import OURS, TINY, Contender, Settings, libraries, peers_for, said, slug
 from measuring import SOURCES, plain_seconds, timed
+from question import FEW
 from torch import nn
+from torch.utils.data import Subset
 
 import diffin
 from cases import Case, case, record
@@ -31,7 +33,10 @@ Floats = npt.NDArray[np.float64]
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "accuracy"
 RESULT = "result.json"
-TRUTHS = ("expected", "own removal", "own .95")
+TRUTHS = ("expected", "own removal", "own .95", "single queries")
+
+_SINGLE = "single queries"
+"""The truth about the losses of a few query samples, each on its own: this run without a sample. Of small networks only."""
 
 _ORDERS_SEED = 1000
 """Of the orders of the expected truth; those that are recorded come from 0, 1 and 2, and from another generator."""
@@ -90,9 +95,12 @@ class Study:
             if self._missing(contender.name, contender.settings):
                 self._answer(contender, truths)
                 self._keep()
+            if contender.singles and _SINGLE in truths:
+                self._answer_singly(contender, truths)
+                self._keep()
         if peers:
             for library, names in libraries(peers_for(self.case)).items():
-                wanted = [name for name in names if self._missing(name)]
+                wanted = [name for name in names if self._missing(name, singly=_SINGLE in truths)]
                 if wanted:
                     self._ask(library, wanted, truths)
                     self._keep()
@@ -152,8 +160,16 @@ class Study:
             orders = self._effort.orders
             return expected_influence(*about, orders=orders, seed=_ORDERS_SEED, output=folder, progress=False)
         samples = self._effort.removed or _REMOVED[self.case.architecture.split("-")[0]]
-        weight = 0.0 if name == "own removal" else 0.95
-        return leave_one_out(*about, samples=samples, weight=weight, output=folder, progress=False)
+        if name == _SINGLE and not self._tiny:
+            raise diffin.DiffinError("single queries are asked about on small networks only")
+        return leave_one_out(
+            *about,
+            samples=samples,
+            weight=0.95 if name == "own .95" else 0.0,
+            query_samples=range(FEW) if name == _SINGLE else None,
+            output=folder,
+            progress=False,
+        )
 
     def _answer(self, contender: Contender, truths: dict[str, Truth]) -> None:
         self._say(f"{contender.name} {said(contender.settings)}")
@@ -166,14 +182,29 @@ class Study:
         influence = np.mean([influence for influence, _ in found], axis=0)
         self._add({**answer, "seconds": sum(seconds for _, seconds in found)}, influence, truths)
 
-    def _scores(self, estimator: Estimator, run: int) -> tuple[Floats, float]:
+    def _answer_singly(self, contender: Contender, truths: dict[str, Truth]) -> None:
+        """What it says of single query samples, beside what it said of their mean."""
+        (answer,) = (
+            a for a in self._result["answers"] if a["name"] == contender.name and a["settings"] == contender.settings
+        )
+        path = self._influence(answer, singles=True)
+        if "failure" in answer or path.is_file():
+            return
+        self._say(f"{contender.name}: single queries")
+        found = [self._scores(contender.estimator, 0, single=position)[0] for position in range(FEW)]
+        np.save(path, np.stack(found))
+        self._agree(answer, truths)
+
+    def _scores(self, estimator: Estimator, run: int, *, single: int | None = None) -> tuple[Floats, float]:
         """Influence by `diffin.score`, and the seconds; computed once, whatever the contenders that need it."""
         trajectory, task = self._runs[run], Classification(self._model)
         if isinstance(estimator, diffin.Unrolled):
             estimator = estimator.resolved(task, trajectory, open_source(self.case.train))
-        folder = self.folder / "scores" / f"{slug(repr(estimator))}-{run}"
+        of_query = "" if single is None else f"-query-{single}"
+        folder = self.folder / "scores" / f"{slug(repr(estimator))}-{run}{of_query}"
         if not (folder / "seconds.json").is_file():
-            query = None if isinstance(estimator, diffin.MoSo) else self.case.query
+            asked = self.case.query if single is None else Subset(self.case.query, [single])
+            query = None if isinstance(estimator, diffin.MoSo) else asked
             score = lambda: diffin.score(  # noqa: E731 - timed more than once
                 task, trajectory, self.case.train, query=query, estimator=estimator, progress=False
             )
@@ -199,11 +230,22 @@ class Study:
                     self._add({**answer, "failure": given["failure"]}, None, truths)
                     continue
                 answer |= {"seconds": given["seconds"] + given["preparation_seconds"], "plain_seconds": plain}
-                self._add(answer, given["influence"].numpy(), truths)
+                singles = given["per_query"]
+                self._add(answer, given["influence"].numpy(), truths, None if singles is None else singles.numpy())
 
-    def _add(self, answer: dict[str, Any], influence: Floats | None, truths: dict[str, Truth]) -> None:
+    def _add(
+        self,
+        answer: dict[str, Any],
+        influence: Floats | None,
+        truths: dict[str, Truth],
+        singles: Floats | None = None,
+    ) -> None:
         """What somebody said, and how well it agrees; or a failure."""
-        answer |= {"agreement": {}, "sources": SOURCES}
+        answer |= {"agreement": {}, "sources": SOURCES, "asked_singly": True}
+        if singles is not None:
+            path = self._influence(answer, singles=True)
+            path.parent.mkdir(exist_ok=True)
+            np.save(path, singles)
         if influence is not None:
             path = self._influence(answer)
             path.parent.mkdir(exist_ok=True)
@@ -213,19 +255,25 @@ class Study:
 
     def _agree(self, answer: dict[str, Any], truths: dict[str, Truth]) -> None:
         """Compare an answer with those truths that it has not been compared with."""
-        missing = {} if "failure" in answer else {n: t for n, t in truths.items() if n not in answer["agreement"]}
-        if missing:
-            influence = np.load(self._influence(answer))
-            answer["agreement"] |= {name: asdict(agreement(influence, truth)) for name, truth in missing.items()}
+        if "failure" in answer:
+            return
+        for name, truth in truths.items():
+            path = self._influence(answer, singles=name == _SINGLE)
+            if name not in answer["agreement"] and path.is_file():
+                answer["agreement"][name] = asdict(agreement(np.load(path), truth))
 
-    def _influence(self, answer: dict[str, Any]) -> Path:
-        """Where it is kept, Float64[ndarray, "N"]."""
-        return self.folder / "influence" / f"{slug(answer['name'] + said(answer['settings']))}.npy"
+    def _influence(self, answer: dict[str, Any], *, singles: bool = False) -> Path:
+        """Where it is kept, Float64[ndarray, "N"], or Float64[ndarray, "Q N"] of single query samples."""
+        own = slug(answer["name"] + said(answer["settings"]))
+        return self.folder / "influence" / f"{own}{'-singles' if singles else ''}.npy"
 
     def _forget(self) -> None:
         """What diffin said as another version, and the truth that its Replay found. Other libraries, and retraining, stay."""
         answers, truths = self._result["answers"], self._result["truths"]
-        if any(answer["by"] == "diffin" and answer["sources"] != SOURCES for answer in answers):
+        ours = [answer for answer in answers if answer["by"] == "diffin"]
+        if any(answer["sources"] != SOURCES for answer in ours):
+            for answer in ours:
+                self._influence(answer, singles=True).unlink(missing_ok=True)
             self._result["answers"] = [answer for answer in answers if answer["by"] != "diffin"]
             shutil.rmtree(self.folder / "scores", ignore_errors=True)
         if truths.get("expected", {}).get("sources") != SOURCES:
@@ -235,16 +283,21 @@ class Study:
             shutil.rmtree(self.folder / "truths" / "expected", ignore_errors=True)
         self._keep()
 
-    def _missing(self, name: str, settings: Settings | None = None) -> bool:
-        """A failure is tried again."""
+    def _missing(self, name: str, settings: Settings | None = None, *, singly: bool = False) -> bool:
+        """A failure is tried again; ``singly``, what was asked before single queries were, too."""
         same = [
             answer for answer in self._result["answers"]
             if answer["name"] == name and (settings is None or answer["settings"] == settings)
         ]  # fmt: skip
-        if same and all("failure" in answer for answer in same):
+        old = singly and not any(answer.get("asked_singly") for answer in same)
+        if same and (old or all("failure" in answer for answer in same)):
             self._result["answers"] = [answer for answer in self._result["answers"] if answer not in same]
             return True
         return not same
+
+    @property
+    def _tiny(self) -> bool:
+        return self.case.architecture.split("-")[0] in TINY
 
     def _keep(self) -> None:
         write_json(self.folder / RESULT, self._result)

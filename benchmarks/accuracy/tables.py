@@ -32,7 +32,8 @@ LEGEND = f"""\
 Spearman correlation over samples between what an estimator says and the truth; medians over the seeds, 95 % bootstrap
 intervals over the samples of one seed (medians of their ends). *Expected* is the exact derivative for the weight of every
 sample, mean over eight orders of the data that no estimator has seen; *own removal* and *own .95* are this very run, trained
-again without a sample, or with a twentieth of its weight taken away. {CHOSEN}: the best of the settings that were tried
+again without a sample, or with a twentieth of its weight taken away. *Single queries* is the first of these about the losses
+of eight query samples, each on its own: the mean of eight correlations. {CHOSEN}: the best of the settings that were tried
 against each truth, which nobody can choose who does not know the truth. Bold: the best of the others, in each column; a
 line below a table names what {CHOSEN} brings above that.
 
@@ -81,7 +82,9 @@ def document(folder: Path, names: Iterable[str]) -> str:
     compact = {column: results[name] for column, name in COMPACT.items() if name in results}
     said.append("## Overview")
     for truth in TRUTHS:
-        said.append(_overview(f"Against the truth *{truth}*", rows, compact, truth))
+        known = {column: found for column, found in compact.items() if _is_known(truth, found)}
+        if known:
+            said.append(_overview(f"Against the truth *{truth}*", rows, known, truth))
     for family, title in FAMILIES.items():
         own = {name: found for name, found in results.items() if name.startswith(family)}
         if own:
@@ -89,8 +92,15 @@ def document(folder: Path, names: Iterable[str]) -> str:
                 f"## {title}",
                 _family("*expected* / *own removal*, and cost", rows, own, ("expected", "own removal")),
             ]
-            said += [_family("*own .95*", rows, own, ("own .95",), cost=False)]
+            for truth in ("own .95", "single queries"):
+                known = {name: found for name, found in own.items() if _is_known(truth, found)}
+                if known:
+                    said.append(_family(f"*{truth}*", rows, known, (truth,), cost=False))
     return "\n\n".join(said) + "\n"
+
+
+def _is_known(truth: str, results: Sequence[Result]) -> bool:
+    return any("samples" in result["truths"].get(truth, {}) for result in results)
 
 
 def _results(folder: Path, name: str) -> Iterator[Result]:
@@ -129,7 +139,8 @@ def _overview(title: str, rows: list[Row], columns: dict[str, list[Result]], tru
             cost for found in columns.values() if (cost := _median(row.cost(result) for result in found)) is not None
         ]
         cells = [marks[column].cell(row, interval=True) for column in columns]
-        table.add(row.label, *cells, _number(statistics.median(costs)) if costs else "-")
+        if any(cell != "-" for cell in cells):
+            table.add(row.label, *cells, _number(statistics.median(costs)) if costs else "-")
     for what in ("ceiling", "bound"):
         found = [_figure(_median(r["truths"].get(truth, {}).get(what) for r in found)) for found in columns.values()]
         if any(cell != "-" for cell in found):
