@@ -14,6 +14,7 @@ import yaml
 from torch.utils.data import TensorDataset
 
 import diffin
+from diffin.cli.options import as_options
 from training import record
 
 PROBLEM = '''
@@ -59,7 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_score_writes_parquet_a_page_and_what_repeats_it(folder: Path) -> None:
-    done = run("score", "problem.py", "run", "-o", "scores", "--proxy-batch", "64", "--seed", "3", cwd=folder)
+    asked = ("-e", "diffin", "--set", "batch_size=64", "--set", "batches=2", "--seed", "3")
+    done = run("score", "problem.py", "run", "-o", "scores", *asked, cwd=folder)
     assert done.returncode == 0, done.stderr
     table = pq.read_table(folder / "scores" / "part-00000.parquet")
     assert table.num_rows == 120
@@ -71,7 +73,8 @@ def test_score_writes_parquet_a_page_and_what_repeats_it(folder: Path) -> None:
     repeat = yaml.safe_load((folder / "scores" / "run.yaml").read_text())
     assert repeat["command"] == "score"
     assert repeat["arguments"]["seed"] == 3
-    assert repeat["arguments"]["proxy_batch"] == "64"
+    assert repeat["arguments"]["settings"] == ["batch_size=64", "batches=2"]
+    assert scores.metadata["probes"]["metadata"]["estimator"]["batch_size"] == 64
     assert repeat["environment"]["packages"]["diffin"] == diffin.__version__
 
 
@@ -113,9 +116,14 @@ def test_diagnose_checks_forecasts_and_says_what_stands_in_the_way(folder: Path)
         (("score", "problem.py", "absent", "-o", "x"), "absent"),
         (("score", "problem.py", "run", "-o", "x", "-p", "head.*"), "'head.*' matches no trainable parameter"),
         (
-            ("score", "problem.py", "run", "-o", "x", "-e", "diffin", "--proxy-batch", "many"),
-            "--proxy-batch many: pass a whole number",
+            ("score", "problem.py", "run", "-o", "x", "-e", "diffin", "--set", "batch_size=many"),
+            "--set batch_size=many: pass a whole number, or none",
         ),
+        (
+            ("score", "problem.py", "run", "-o", "x", "-e", "inverse-hessian", "--set", "dampening=1"),
+            "the settings of inverse-hessian are solver=cg, damping=0.01",
+        ),
+        (("score", "problem.py", "run", "-o", "x", "--set", "rank=1"), "say of which estimator"),
         (("report", "run"), "no scores"),
         (("demo", "-o", "."), "something other than an earlier demo"),
     ],
@@ -125,6 +133,20 @@ def test_a_mistake_is_one_sentence_and_no_traceback(folder: Path, arguments: tup
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("python", "shell"),
+    [
+        ("pass another output, or resume=False to replace them", "pass another output, or --no-resume to replace them"),
+        ("twice; pass hessian='difference'", "twice; pass --set hessian=difference"),
+        ("pass derivatives='forward' or", "pass --derivatives forward or"),
+        ("pass batch_size=8", "pass --batch-size 8"),
+        ("pass model.float()", "pass model.float()"),
+    ],
+)
+def test_messages_name_the_options_of_the_command_line(python: str, shell: str) -> None:
+    assert as_options(python) == shell
 
 
 def test_a_mistake_in_the_problem_file_is_shown_where_it_is(folder: Path) -> None:

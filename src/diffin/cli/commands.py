@@ -14,12 +14,11 @@ from diffin.cli.options import (
     EstimatorName,
     Parameters,
     ProblemFile,
-    ProxyBatch,
-    ProxyBatches,
     Quiet,
     RunFolder,
     RunFolders,
     Seed,
+    Settings,
     make_estimator,
     whole,
 )
@@ -33,8 +32,7 @@ def score(
     run: RunFolders,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the scores (Parquet) and the probes.")],
     estimator: EstimatorName = "auto",
-    proxy_batch: ProxyBatch = "512",
-    proxy_batches: ProxyBatches = 1,
+    settings: Settings = None,
     seed: Seed = 0,
     derivatives: Annotated[
         Literal["auto", "difference", "forward", "ghost"],
@@ -63,7 +61,7 @@ def score(
     start = time.perf_counter()
     scores = diffin.score(
         asked.task, trajectories, asked.train, query=asked.query, collate=asked.collate,
-        estimator=make_estimator(estimator, proxy_batch, proxy_batches, seed), derivatives=derivatives,
+        estimator=make_estimator(estimator, settings, seed), derivatives=derivatives,
         batch_size="auto" if batch_size == "auto" else whole("--batch-size", batch_size),
         parameters=parameters or None, output=output, resume=resume, progress=not quiet, workers=workers,
     )  # fmt: skip
@@ -102,8 +100,7 @@ def diagnose(
     problem: ProblemFile,
     run: RunFolder,
     estimator: EstimatorName = "auto",
-    proxy_batch: ProxyBatch = "512",
-    proxy_batches: ProxyBatches = 1,
+    settings: Settings = None,
     seed: Seed = 0,
     parameters: Parameters = None,
     luck: Annotated[
@@ -125,7 +122,7 @@ def diagnose(
     found = run_diagnosis(
         asked,
         trajectory,
-        estimator=make_estimator(estimator, proxy_batch, proxy_batches, seed),
+        estimator=make_estimator(estimator, settings, seed),
         parameters=parameters or None,
         progress=not quiet,
     )

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 import diffin
-from diffin.cli.options import EstimatorName, ProblemFile, Quiet, RunFolder, make_estimator
+from diffin.cli.options import EstimatorName, ProblemFile, Quiet, RunFolder, make_estimator, whole
 from diffin.cli.terminal import console, plain
 from diffin.errors import DiffinError
 from diffin.files import write_json
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from diffin.report.agreement import Compared
 
 _ESTIMATORS: tuple[str, ...] = get_args(get_args(EstimatorName)[0])
-_PROXY_BATCH = "512"
 _ORDERS = 8
 _GROUP, _SUBSET = 0.02, 0.5
 
@@ -93,7 +92,7 @@ def evaluate(
 
     asked = diffin.load_problem(problem)
     trajectory = diffin.Trajectory.open(run)
-    names, count = _estimators(estimator, scores), None if samples == "all" else _whole("--samples", samples)
+    names, count = _estimators(estimator, scores), None if samples == "all" else whole("--samples", samples)
     found = _opened(scores or [])
     for name in names:
         found.append(_scored(name, asked, trajectory, output / "scores" / name, seed, resume, quiet))
@@ -148,7 +147,7 @@ def _scored(
     start, begun = time.perf_counter(), folder.exists()
     scores = diffin.score(
         asked.task, trajectory, asked.train, query=asked.query, collate=asked.collate,
-        estimator=make_estimator(name, _PROXY_BATCH, 1, seed), output=folder, resume=resume, progress=not quiet,
+        estimator=make_estimator(name, None, seed), output=folder, resume=resume, progress=not quiet,
     )  # fmt: skip
     # What is left of an interrupted run, or nothing at all, takes a time that says nothing.
     return _Scored(name, scores.influence, None if begun and resume else time.perf_counter() - start)
@@ -222,10 +221,3 @@ def _print(truth: Truth, compared: list[Compared]) -> None:
         )
     console.print(table)
     console.print(truth.sentence())
-
-
-def _whole(option: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise DiffinError(f"{option} {text}: pass a whole number, or 'all'") from None

@@ -13,6 +13,7 @@ import diffin
 from diffin.cli.commands import diagnose, report, score
 from diffin.cli.demo import demo
 from diffin.cli.evaluate import evaluate
+from diffin.cli.options import as_options
 from diffin.cli.terminal import errors, plain
 from diffin.errors import DiffinError, ProblemError
 
@@ -51,7 +52,7 @@ def main() -> None:
     try:
         app()
     except DiffinError as error:
-        errors.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]error:[/] {plain(as_options(str(error)))}", highlight=False, soft_wrap=True)
         cause = error.__cause__
         if isinstance(error, ProblemError) and cause is not None:
             # The mistake is in the user's own file: they need to see where.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Sequence
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -39,29 +41,85 @@ EstimatorName = Annotated[
         "function; auto: unrolled, where the optimizer is known.",
     ),
 ]
-ProxyBatch = Annotated[str, typer.Option(help="diffin: size of the proxy batch at a checkpoint, or 'all'.")]
-ProxyBatches = Annotated[int, typer.Option(help="diffin: proxy batches per checkpoint, averaged.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A setting of the estimator, e.g. -e unrolled --set propagation=segments --set rank=20, -e diffin --set "
+        "batch_size=none, -e inverse-hessian --set damping=0.1. May be repeated.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the draws of the estimator.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
-def make_estimator(name: str, proxy_batch: str, proxy_batches: int, seed: int) -> diffin.Estimator | None:
-    """The estimator of that name; ``None`` for ``"auto"``."""
-    settings: dict[str, Callable[[], diffin.Estimator]] = {
-        "unrolled": lambda: diffin.Unrolled(seed=seed),
-        "replay": diffin.Replay,
-        "tracin": diffin.TracIn,
-        "moso": lambda: diffin.MoSo(seed=seed),
-        "inverse-hessian": lambda: diffin.InverseHessian(seed=seed),
-    }
-    if name != "diffin":
-        return None if name == "auto" else settings[name]()
-    size = None if proxy_batch == "all" else whole("--proxy-batch", proxy_batch)
-    return diffin.DiffIn(batch_size=size, batches=proxy_batches, seed=seed)
+ESTIMATORS: dict[str, type[diffin.Estimator]] = {
+    "unrolled": diffin.Unrolled,
+    "replay": diffin.Replay,
+    "diffin": diffin.DiffIn,
+    "tracin": diffin.TracIn,
+    "moso": diffin.MoSo,
+    "inverse-hessian": diffin.InverseHessian,
+}
+
+
+def make_estimator(name: str, settings: Sequence[str] | None, seed: int) -> diffin.Estimator | None:
+    """The estimator of that name, with settings as ``NAME=VALUE``; ``None`` for ``"auto"``.
+
+    Raises:
+        DiffinError: it has no such setting, or the value makes no sense.
+    """
+    if name == "auto":
+        if settings:
+            raise DiffinError(f"--set {settings[0]}: say of which estimator, e.g. --estimator unrolled")
+        return None
+    kind = ESTIMATORS[name]
+    known = {field.name: field for field in fields(kind)}
+    values: dict[str, Any] = {"seed": seed} if "seed" in known else {}
+    for setting in settings or ():
+        key, found, text = setting.partition("=")
+        if not found or key not in known:
+            named = ", ".join(f"{field.name}={str(field.default).lower()}" for field in known.values())
+            raise DiffinError(f"--set {setting}: the settings of {name} are {named or 'none'}")
+        values[key] = _parsed(setting, text, known[key])
+    return kind(**values)
+
+
+def _parsed(setting: str, text: str, field: Field[Any]) -> object:
+    """A value of the kind that the default is of: a number, a word, or ``none`` where that means something."""
+    if isinstance(field.default, str):
+        return text
+    may_be_none = "None" in str(field.type)
+    if may_be_none and text.lower() == "none":
+        return None
+    try:
+        return float(text) if isinstance(field.default, float) else int(text)
+    except ValueError:
+        wanted = "a number" if isinstance(field.default, float) else "a whole number"
+        raise DiffinError(f"--set {setting}: pass {wanted}{', or none' if may_be_none else ''}") from None
 
 
 def whole(option: str, text: str) -> int:
+    """A number given as text, because the option also takes a word."""
     try:
         return int(text)
     except ValueError:
         raise DiffinError(f"{option} {text}: pass a whole number, or 'auto' or 'all' where the help says so") from None
+
+
+_OPTIONS = ("batch_size", "derivatives", "orders", "processes")
+
+
+def as_options(message: str) -> str:
+    """A message about arguments of Python, about the options of the command line."""
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        if name in _OPTIONS:
+            return f"--{name.replace('_', '-')} {value}"
+        is_setting = any(name == field.name for kind in ESTIMATORS.values() for field in fields(kind))
+        return f"--set {name}={value}" if is_setting else match[0]
+
+    message = message.replace("resume=False", "--no-resume").replace("pass parameters=None", "leave out --parameters")
+    return re.sub(r"(?<=pass )(?P<name>[a-z_]+)='?(?P<value>[a-z0-9.]+)'?", option, message)

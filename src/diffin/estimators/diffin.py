@@ -38,7 +38,7 @@ class DiffIn(LocalEstimator):
         batches: proxy batches per checkpoint, averaged; each costs one more probe.
         seed: of the draw of the proxy batches.
         hessian: how the product H_B g_V is taken: ``"exact"``, or ``"difference"``, the paper's finite difference of
-            gradients (central), which needs no second derivative of the model.
+            gradients (central), which needs no second derivative of the model, and a loss without kinks.
     """
 
     batch_size: int | None = 512
