@@ -19,6 +19,7 @@ from diffin.estimators import Estimator, ProbingEstimator, Replay, Unrolled, bui
 from diffin.estimators.replay import query_adjoint
 from diffin.problem import Problem
 from diffin.rerun import Rerun
+from diffin.rerun.differenced import carry_back
 from diffin.scoring import score
 from diffin.scoring.stability import spearman
 from diffin.sources import open_source
@@ -35,8 +36,8 @@ class Forecast:
 
     Attributes:
         samples: N, or ``None`` if the training set does not say.
-        checkpoints: m.
-        probe_seconds: to build the probes of all checkpoints.
+        checkpoints: states at which samples are measured; 0 for `Replay`, which measures them as it walks.
+        probe_seconds: to build the probes of all of them, or to walk.
         inference_seconds: one plain pass over the data and all checkpoints, reading included; ``None`` without N.
         scoring_seconds: the same with the chosen back end.
         probe_bytes: what the probes take on disk.
@@ -90,17 +91,21 @@ def diagnose(
     probing = Unrolled(propagation="segments") if walks else estimator
     if not isinstance(probing, ProbingEstimator):
         raise DiffinError(f"estimator={estimator!r}: pass an instance, e.g. diffin.Unrolled()")
-    count = len(trajectory.checkpoints)
+    recorded = len(trajectory.checkpoints)
     few = copy.copy(trajectory)
-    few.checkpoints = tuple(trajectory.checkpoints[i] for i in sorted({0, count // 2, count - 1})) if count else ()
+    few.checkpoints = (
+        tuple(trajectory.checkpoints[i] for i in sorted({0, recorded // 2, recorded - 1})) if recorded else ()
+    )
     start = time.perf_counter()
     probes = build_probes(
         problem.task, few, problem.train, query=problem.query, estimator=probing, parameters=parameters,
         collate=problem.collate, progress=progress,
     )  # fmt: skip
+    count = len(estimator.steps(trajectory)) if isinstance(estimator, ProbingEstimator) else 0
     building = (time.perf_counter() - start) * count / len(few.checkpoints)
     if walks:
-        building = _walk_seconds(problem, trajectory)
+        by_differences = isinstance(estimator, Unrolled) and estimator.hessian == "difference"
+        building = _walk_seconds(problem, trajectory, by_differences=by_differences)
     source = open_source(problem.train, collate=problem.collate)
     start = time.perf_counter()
     _, batch = next(iter(source.batches(_TIMED)))
@@ -169,18 +174,22 @@ def luck(problem: Problem, trajectory: Trajectory, *, progress: bool = True) -> 
     return spearman(scored[0][known], scored[1][known])
 
 
-def _walk_seconds(problem: Problem, trajectory: Trajectory) -> float:
+def _walk_seconds(problem: Problem, trajectory: Trajectory, *, by_differences: bool) -> float:
     """What a walk through the whole training will take, from a few of its steps."""
     rerun = Rerun(problem.task, trajectory, open_source(problem.train, collate=problem.collate))
     asked = open_source(problem.query, collate=problem.collate)
     query = SampleSet(lambda: (batch for _, batch in asked.batches(_TIMED, stop=_TIMED)), "the query set")
     with rerun.entered():
         state = rerun.state(trajectory.stored[0])
-        adjoints = [query_adjoint(rerun, state, query)]
+        adjoint = query_adjoint(rerun, state, query)
         taken = []
         for _ in range(min(_TIMED_STEPS, trajectory.total_steps)):
             start = time.perf_counter()
-            rerun.pull_back(state, adjoints)
-            state = rerun.advance(state)
+            after = rerun.advance(state, keep_gradients=by_differences)
+            if after.gradients is not None:
+                carry_back(rerun, state, adjoint, after.gradients)
+            else:
+                rerun.pull_back(state, [adjoint])
+            state = after
             taken.append(time.perf_counter() - start)
     return statistics.median(taken) * trajectory.total_steps

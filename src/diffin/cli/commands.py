@@ -67,7 +67,7 @@ def score(
     )  # fmt: skip
     write_run_file(output, "score", context.params)
     console.print(f"{len(scores):,} samples scored in {time.perf_counter() - start:.1f} s -> {output}", soft_wrap=True)
-    _print_ends(scores)
+    _print_ends(scores, "training risk" if estimator == "moso" else "query loss")
     console.print(scores.stability.sentence())
     if report:
         page = _write_page(scores, output / "report.html", asked, trajectories[-1], seed=seed)
@@ -145,17 +145,20 @@ def diagnose(
     console.print(table)
     forecast = found.forecast
     console.print(f"Estimator: {plain(found.estimator)}")
-    console.print(
-        f"Building probes at {forecast.checkpoints} checkpoints: about {forecast.probe_seconds:,.0f} s, "
-        f"{forecast.probe_bytes / 1e6:,.1f} MB on disk."
-    )
-    if forecast.scoring_seconds is not None and forecast.inference_seconds is not None:
-        console.print(
-            f"Scoring {forecast.samples:,} samples: about {forecast.scoring_seconds:,.0f} s on this machine "
-            f"(plain inference of the same: {forecast.inference_seconds:,.0f} s)."
-        )
+    if not forecast.checkpoints:
+        console.print(f"Walking through the training: about {forecast.probe_seconds:,.0f} s, and nothing after it.")
     else:
-        console.print("The training set does not say how long it is, so the time of scoring cannot be told.")
+        console.print(
+            f"Building probes at {forecast.checkpoints} states: about {forecast.probe_seconds:,.0f} s, "
+            f"{forecast.probe_bytes / 1e6:,.1f} MB on disk."
+        )
+        if forecast.scoring_seconds is not None and forecast.inference_seconds is not None:
+            console.print(
+                f"Scoring {forecast.samples:,} samples: about {forecast.scoring_seconds:,.0f} s on this machine "
+                f"(plain inference of the same: {forecast.inference_seconds:,.0f} s)."
+            )
+        else:
+            console.print("The training set does not say how long it is, so the time of scoring cannot be told.")
     console.print(
         "Replay: "
         + (
@@ -201,8 +204,8 @@ def _write_page(
     return write_report(scores, path, problem=asked, state=None if final is None else final.state, extra=extra, top=top)
 
 
-def _print_ends(scores: diffin.Scores) -> None:
-    table = Table(title="Influence on the query loss (positive harms, negative helps)", title_justify="left")
+def _print_ends(scores: diffin.Scores, about: str) -> None:
+    table = Table(title=f"Influence on the {about} (positive harms, negative helps)", title_justify="left")
     for heading in ("most harmful", "influence", "most helpful", "influence"):
         table.add_column(heading, justify="right")
     for harmful, helpful in zip(scores.most_harmful(5), scores.most_helpful(5), strict=True):

@@ -13,6 +13,7 @@ from diffin.evaluation.metrics import Agreement, reliability
 from diffin.evaluation.truth import Floats, Truth
 from diffin.report.figures import SCATTER_POINTS, Figure
 from diffin.report.html import write_html
+from diffin.report.method import flat
 from diffin.report.numbers import Unit
 
 _EDGE = 0.05
@@ -80,7 +81,7 @@ def write_agreement(
     known = truth.metadata
     method = [(name, str(known[key])) for key, name in _SHOWN.items() if known.get(key) not in (None, "")]
     method += [("Orders drawn by seeds", ", ".join(map(str, truth.order_seeds)))] if truth.order_seeds else []
-    method += [(name, str(value)) for name, value in (extra or {}).items()]
+    method += flat(extra or {})
     content = {
         "title": title,
         "truth": truth.sentence(),

@@ -103,7 +103,7 @@ class Method:
         batch_size = metadata.get("batch_size")
         if isinstance(batch_size, int) and batch_size:
             rows.append(("Scoring batch", count(batch_size, "sample")))
-        rows += [(name, value) for name, value in _flat(extra)]
+        rows += [(name, value) for name, value in flat(extra)]
         # The failed samples stand in a section of their own.
         everything = json.dumps(
             {name: value for name, value in metadata.items() if name != "failed"}, indent=2, default=str
@@ -161,13 +161,13 @@ def _find(metadata: Mapping[str, Any], key: str) -> Any:
     return None
 
 
-def _flat(extra: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(extra: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Rows of ``extra``; a mapping of plain values is one row, a deeper one has its names joined by a dot."""
     for name, value in extra.items():
         if not isinstance(value, Mapping):
             yield f"{prefix}{name}", _value(value)
         elif any(isinstance(inner, Mapping) for inner in value.values()):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", ", ".join(f"{key} {_value(inner)}" for key, inner in value.items())
 
