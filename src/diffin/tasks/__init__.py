@@ -2,6 +2,7 @@
 
 from diffin.tasks.classification import Classification
 from diffin.tasks.function import FunctionTask
+from diffin.tasks.language_model import LanguageModel
 from diffin.tasks.regression import Regression
 
-__all__ = ["Classification", "FunctionTask", "Regression"]
+__all__ = ["Classification", "FunctionTask", "LanguageModel", "Regression"]
