@@ -19,49 +19,27 @@ The mixed derivative of a probe is a central difference of first derivatives: wi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 
 from diffin import vectors
 from diffin.batches import Batch, batch_size, select
 from diffin.derivatives.base import Measure, Measured, as_float64, refuse_half_precision
-from diffin.derivatives.composite import jvp, nested_forward_mode, unfused_encoder
+from diffin.derivatives.composite import jvp, nested_forward_mode
 from diffin.derivatives.difference import refuse_step, unit_step
 from diffin.derivatives.gradient import leaves
+from diffin.derivatives.hooks import backward, linear_layers
 from diffin.errors import DerivativeError
 from diffin.probes import Probe
 from diffin.task import PerSampleLoss
 from diffin.vectors import Vector
 
 _log = logging.getLogger(__name__)
-
-LINEAR_IN_PARAMETERS: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Embedding,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.RMSNorm,
-)
-"""Layers whose output is linear in their own parameters (normalisation: in evaluation mode)."""
 
 
 @dataclass(frozen=True)
@@ -106,22 +84,20 @@ class _Layer:
     module: nn.Module
     directions: dict[str, Tensor]
 
+    def tangent(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Layer, Tensor]:
+        """The layer, and its output with U for W."""
+        own = dict(self.module.named_parameters(recurse=False))
+        directions = {name: self.directions.get(name, torch.zeros_like(p)) for name, p in own.items()}
+        return self, functional_call(self.module, directions, args, kwargs)
 
-@dataclass(frozen=True)
-class _Call:
-    """One call of a layer during a forward pass: its output's place in the graph, and its output with U for W."""
 
-    layer: _Layer
-    edge: GradientEdge
-    tangent: Tensor
-
-    def contributions(self, delta: Tensor | None, size: int) -> Tensor | None:
-        """The layer's share of every sample's derivative; ``None`` if its outputs cannot be told apart by sample."""
-        if delta is None:
-            return torch.zeros(size, dtype=self.tangent.dtype, device=self.tangent.device)
-        if self.tangent.numel() % size:
-            return None
-        return (delta.detach() * self.tangent).reshape(size, -1).sum(dim=1)
+def _contributions(tangent: Tensor, delta: Tensor | None, size: int) -> Tensor | None:
+    """A call's share of every sample's derivative; ``None`` if its outputs cannot be told apart by sample."""
+    if delta is None:
+        return torch.zeros(size, dtype=tangent.dtype, device=tangent.device)
+    if tangent.numel() % size:
+        return None
+    return (delta * tangent).reshape(size, -1).sum(dim=1)
 
 
 class _FirstDerivative:
@@ -152,14 +128,8 @@ class _FirstDerivative:
     def _pass(self, batch: Batch, layers: list[_Layer]) -> tuple[Tensor, list[tuple[_Layer, Tensor | None]]]:
         """One forward and one backward: the losses, and each layer call's share of the derivatives."""
         size = batch_size(batch)
-        with torch.enable_grad(), _hooked(layers) as calls, unfused_encoder():
-            losses = self._loss(self._point, batch)
-            if not (calls and losses.requires_grad):
-                return losses.detach(), []
-            deltas = torch.autograd.grad(losses.sum(), [call.edge for call in calls], allow_unused=True)
-        return losses.detach(), [
-            (c.layer, c.contributions(delta, size)) for c, delta in zip(calls, deltas, strict=True)
-        ]
+        losses, calls = backward(self._loss, self._point, batch, [(layer.module, layer.tangent) for layer in layers])
+        return losses, [(layer, _contributions(tangent, delta, size)) for (layer, tangent), delta in calls]
 
     def _forward(self, batch: Batch, rest: Vector) -> Tensor:
         fixed = {name: t for name, t in self._point.items() if name not in rest}
@@ -171,7 +141,7 @@ class _FirstDerivative:
 
     def _make_plan(self, batch: Batch) -> tuple[list[_Layer], Vector]:
         """Layers that account exactly for their parameters on two samples, alone and together; the rest by forward mode."""
-        found = list(_layers(self._loss.task.model, set(self._direction)))
+        found = list(linear_layers(self._loss.task.model, set(self._direction)))
         single = [
             (_Layer(module, {local: self._direction[name]}), name)
             for module, own in found
@@ -232,54 +202,3 @@ class _FirstDerivative:
 
 def _close(value: float, wanted: float, scale: float) -> bool:
     return abs(value - wanted) <= 1e-3 * abs(wanted) + 1e-5 * scale
-
-
-def _layers(model: nn.Module, names: set[str]) -> Iterator[tuple[nn.Module, dict[str, str]]]:
-    """Modules of known kind, each with {its own parameter's name: the name in ``names``}; shared weights stay shared."""
-    canonical = {id(p): name for name, p in model.named_parameters()}
-    for module in model.modules():
-        if type(module).forward in _FORWARDS:
-            own = {local: canonical[id(p)] for local, p in module.named_parameters(recurse=False)}
-            own = {local: name for local, name in own.items() if name in names}
-            if own:
-                yield module, own
-
-
-# A subclass that overrides forward may compute anything, so the forward decides, not the class.
-_FORWARDS = {kind.forward for kind in LINEAR_IN_PARAMETERS}
-
-
-@contextmanager
-def _hooked(layers: list[_Layer]) -> Iterator[list[_Call]]:
-    """While inside, every call of a layer is noted in the list."""
-    calls: list[_Call] = []
-    inside = False
-
-    def hook(layer: _Layer) -> Callable[..., Tensor | None]:
-        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-            nonlocal inside
-            if inside:
-                return None
-            own = dict(module.named_parameters(recurse=False))
-            directions = {name: layer.directions.get(name, torch.zeros_like(p)) for name, p in own.items()}
-            inside = True
-            try:
-                # Now, not after the pass: an in-place operation may overwrite the input once the layer is done with it.
-                with torch.no_grad():
-                    tangent = functional_call(module, directions, args, kwargs)
-            finally:
-                inside = False
-            if not output.requires_grad:
-                # Parameters carry no gradient, so the graph has to be started at the first outputs.
-                output = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
-            calls.append(_Call(layer, get_gradient_edge(output), tangent))
-            return output
-
-        return after
-
-    handles = [layer.module.register_forward_hook(hook(layer), with_kwargs=True) for layer in layers]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
