@@ -27,6 +27,7 @@ from torch import Tensor
 from diffin import vectors
 from diffin.errors import ProbeError
 from diffin.files import read_json, write_atomically, write_json
+from diffin.self_probes import SelfProbe
 from diffin.vectors import Vector
 
 FORMAT_VERSION = 1
@@ -56,6 +57,11 @@ class Probe:
                     "curvature set overflowed at this checkpoint"
                 )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What goes into a file of tensors."""
+        roles = {"u": self.u} if self.mixed is None else {"u": self.u, "v": self.mixed[0], "d": self.mixed[1]}
+        return {f"{role}/{name}": t for role, vector in roles.items() for name, t in vector.items()}
+
 
 @dataclass(frozen=True)
 class CheckpointProbes:
@@ -65,11 +71,13 @@ class CheckpointProbes:
         step: steps taken before the checkpoint.
         state: every tensor of the model there, by name.
         probes: one, or one per proxy batch; their weights already hold the share of each.
+        self_probes: the same for self-influence; a set has probes of one kind.
     """
 
     step: int
     state: dict[str, Tensor]
     probes: tuple[Probe, ...]
+    self_probes: tuple[SelfProbe, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class ProbeSet:
         steps: steps taken before each checkpoint, ascending.
         counts: the number of probes of each checkpoint.
         parameters: names of the studied parameters.
+        of_self: whether they ask for self-influence.
         metadata: which estimator, query and data they were built from.
         digest: identifies the contents; scores refer to it.
     """
@@ -91,6 +100,7 @@ class ProbeSet:
     parameters: tuple[str, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
+    of_self: bool = False
     # A checkpoint may be loaded again for every block of samples; its bytes are checked the first time.
     _verified: set[str] = field(default_factory=set, compare=False, repr=False)
 
@@ -119,6 +129,7 @@ class ProbeSet:
             parameters=tuple(index["parameters"]),
             metadata=index["metadata"],
             digest=index["digest"],
+            of_self=any("self" in entry for entry in index["checkpoints"]),
         )
 
     def __len__(self) -> int:
@@ -137,6 +148,9 @@ class ProbeSet:
         entry = read_json(self.path / _INDEX)["checkpoints"][position]
         names = _file_names(entry["step"], len(entry["weights"]))
         state, *measured = (self._read(name, digest) for name, digest in zip(names, entry["digests"], strict=True))
+        if "self" in entry:
+            contents = zip(entry["weights"], entry["self"], measured, strict=True)
+            return CheckpointProbes(entry["step"], state, (), tuple(SelfProbe.read(*content) for content in contents))
         probes = []
         for number, (weight, tensors) in enumerate(zip(entry["weights"], measured, strict=True)):
             parts: dict[str, Vector] = {"u": {}, "v": {}, "d": {}}
@@ -219,14 +233,13 @@ class ProbeWriter:
         if carried:
             _save(self.path / _carried_name(checkpoint.step), carried)
         digests = [_save(self.path / _state_name(checkpoint.step), checkpoint.state)]
-        for number, probe in enumerate(checkpoint.probes):
-            tensors = {f"u/{name}": t for name, t in probe.u.items()}
-            if probe.mixed is not None:
-                tensors |= {f"v/{name}": t for name, t in probe.mixed[0].items()}
-                tensors |= {f"d/{name}": t for name, t in probe.mixed[1].items()}
-            digests.append(_save(self.path / _probe_name(checkpoint.step, number), tensors))
-        weights = [probe.weight for probe in checkpoint.probes]
-        entry = {"run": self._run, "step": checkpoint.step, "weights": weights, "digests": digests}
+        probes: list[Probe | SelfProbe] = [*checkpoint.probes, *checkpoint.self_probes]
+        for number, probe in enumerate(probes):
+            digests.append(_save(self.path / _probe_name(checkpoint.step, number), probe.tensors()))
+        weights = [probe.weight for probe in probes]
+        entry: dict[str, Any] = {"run": self._run, "step": checkpoint.step, "weights": weights, "digests": digests}
+        if checkpoint.self_probes:
+            entry["self"] = [probe.to_json() for probe in checkpoint.self_probes]
         with _writing(self.path):
             write_json(self.path / _entry_name(checkpoint.step), entry)
 
@@ -240,7 +253,7 @@ class ProbeWriter:
             "digest": digest,
             "metadata": self._metadata,
             "parameters": self._parameters,
-            "checkpoints": [{"step": e["step"], "weights": e["weights"], "digests": e["digests"]} for e in entries],
+            "checkpoints": [{key: value for key, value in entry.items() if key != "run"} for entry in entries],
         }
         with _writing(self.path):
             write_json(self.path / _INDEX, index)

@@ -173,6 +173,10 @@ class LocalEstimator(ProbingEstimator):
     def probes(self, at: Moment) -> tuple[Probe, ...]:
         """The probes of one checkpoint; the influence of a sample is the sum over all of all checkpoints."""
 
+    def at_checkpoint(self, at: Moment, checkpoint: Checkpoint) -> CheckpointProbes:
+        """The probes of one checkpoint, with the state to measure them at."""
+        return CheckpointProbes(checkpoint.step, checkpoint.state, self.probes(at))
+
     def steps(self, trajectory: Trajectory) -> tuple[int, ...]:
         return tuple(checkpoint.step for checkpoint in trajectory.checkpoints)
 
@@ -191,6 +195,6 @@ class LocalEstimator(ProbingEstimator):
                         query=run.query,
                         draw=run.draw,
                     )
-                    probes = self.probes(moment)
-                yield CheckpointProbes(checkpoint.step, checkpoint.state, probes), {}
+                    probes = self.at_checkpoint(moment, checkpoint)
+                yield probes, {}
             bar.advance()

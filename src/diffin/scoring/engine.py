@@ -17,7 +17,8 @@ from torch import Tensor
 
 from diffin.batches import Batch, nbytes
 from diffin.derivatives.base import Directional, Measured
-from diffin.errors import TaskError
+from diffin.derivatives.own import OwnMeasuring
+from diffin.errors import DerivativeError, TaskError
 from diffin.probes import CheckpointProbes, ProbeSet
 from diffin.scoring.batching import BackOff
 from diffin.scoring.columns import Floats, Rows
@@ -125,6 +126,14 @@ class _Prepared:
         checkpoint = probes.load(position)
         self.loss = PerSampleLoss(task, checkpoint.state, list(probes.parameters))
         self._measures = [(probe.weight, backend.prepare(self.loss, probe)) for probe in checkpoint.probes]
+        if checkpoint.self_probes:
+            if not isinstance(backend, OwnMeasuring):
+                raise DerivativeError(
+                    f"derivatives={backend.name!r} cannot measure probes of self-influence; pass derivatives='auto'"
+                )
+            self._measures += [
+                (probe.weight, backend.prepare_own(self.loss, probe)) for probe in checkpoint.self_probes
+            ]
         self._back_off = back_off
 
     def __call__(self, batch: Batch, size: int) -> tuple[Tensor, Tensor]:
@@ -157,6 +166,9 @@ def _bytes_needed(checkpoint: CheckpointProbes) -> int:
     total = nbytes(checkpoint.state)
     for probe in checkpoint.probes:
         total += _COPIES * nbytes(probe.u) + sum(nbytes(vector) for vector in (probe.u, *(probe.mixed or ())))
+    for own in checkpoint.self_probes:
+        # The directions are stacked, and the parameters displaced to either side.
+        total += 2 * (sum(map(nbytes, own.vectors())) + nbytes(checkpoint.state))
     return total
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffin.derivatives.base import Directional
-from diffin.errors import ProbeError, ScoringError
+from diffin.errors import DerivativeError, ProbeError, ScoringError
 from diffin.memory import from_sample_bytes
 from diffin.probes import ProbeSet
 from diffin.sample import Sample
@@ -75,10 +75,7 @@ def begin(task: Task, probes: ProbeSet, source: Source, sample: Sample, settings
         )
     report: Mapping[str, Any] | None = None
     if isinstance(settings.derivatives, str):
-        from diffin.derivatives.selfcheck import choose
-
-        choice = choose(task, probes, usable.batch, settings.derivatives)
-        backend, report = choice.backend, choice.report.to_json()
+        backend, report = _chosen(task, probes, usable, settings.derivatives)
     else:
         backend = settings.derivatives
     engine = Engine(task, probes, backend)
@@ -112,13 +109,30 @@ def check_continues(
 
 def go_on(task: Task, probes: ProbeSet, settings: Settings, recorded: Manifest) -> Plan:
     """The plan of a run that was interrupted, with the back end and the step that it had."""
-    if isinstance(settings.derivatives, str):
-        from diffin.derivatives.selfcheck import from_description
-
-        backend = from_description(recorded.derivatives)
-    else:
-        backend = settings.derivatives
+    asked = settings.derivatives
+    backend = _recreated(probes, recorded.derivatives) if isinstance(asked, str) else asked
     return Plan(recorded, Engine(task, probes, backend))
+
+
+def _chosen(
+    task: Task, probes: ProbeSet, usable: Sample, name: Literal["auto", "difference", "forward", "ghost"]
+) -> tuple[Directional, Mapping[str, Any] | None]:
+    """A back end for these probes, and what the check of it found."""
+    from diffin.derivatives import own_check, selfcheck
+
+    if not probes.of_self:
+        choice = selfcheck.choose(task, probes, usable.batch, name)
+        return choice.backend, choice.report.to_json()
+    if name != "auto":
+        raise DerivativeError(f"derivatives={name!r} cannot measure probes of self-influence; pass derivatives='auto'")
+    own, report = own_check.choose(task, probes, usable.batch)
+    return own, None if report is None else report.to_json()
+
+
+def _recreated(probes: ProbeSet, description: Mapping[str, Any]) -> Directional:
+    from diffin.derivatives import own_check, selfcheck
+
+    return own_check.from_description(description) if probes.of_self else selfcheck.from_description(description)
 
 
 def describe(backend: Directional) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""Self-influence against the truth: how much worse a sample is done without training on it.
+
+    python benchmarks/accuracy/self_influence.py [CASE ...] [--seeds 0 1 2] [--samples 200]
+
+For each of some training samples the recorded run is trained again without it, and its own loss is compared. Printed as
+Markdown: Spearman with what each estimator says, medians over the seeds; and how well each finds the flipped labels among
+all samples (area under the ROC curve), which is another question. Recordings and truths are those of compare.py, or are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+from torch.utils.data import Subset
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other benchmarks
+
+from measuring import plain_seconds, timed
+from study import CACHE
+
+import diffin
+from cases import Case, case, record
+from diffin.evaluation import leave_one_out
+from diffin.tasks import Classification
+from table import Table, machine
+
+DEFAULT = ("mlp-sgd+flips", "mlp-adamw+flips", "mlp-relu+flips")
+ESTIMATORS = {
+    "TracIn": diffin.TracIn(),
+    "DiffIn (Eq. 12)": diffin.DiffIn(),
+    "Unrolled": diffin.Unrolled(),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", default=DEFAULT, help="names of cases.py")
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--samples", type=int, default=200, help="left out one by one")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    header = [cell for name in arguments.cases for cell in (name, "flips found", "cost")]
+    table = Table("Self-influence against retraining without the sample", "", *header)
+    found = {
+        name: [_answers(case(name, seed=seed), seed, arguments.samples) for seed in arguments.seeds]
+        for name in arguments.cases
+    }
+    for label in (*ESTIMATORS, "loss of the sample", "loss, mean over checkpoints"):
+        cells = []
+        for answers in found.values():
+            columns = zip(*(answer[label] for answer in answers), strict=True)
+            agreement, area, cost = (statistics.median(column) for column in columns)
+            cells += [f"{agreement:.2f}", f"{area:.2f}", f"{cost:.1f}" if cost else "-"]
+        table.add(label, *cells)
+    print(f"{machine()}; seeds {', '.join(map(str, arguments.seeds))}\n")
+    print(table.markdown())
+
+
+def _answers(studied: Case, seed: int, samples: int) -> dict[str, tuple[float, float, float]]:
+    """By estimator: agreement, area, and seconds over those of a plain training."""
+    folder = CACHE / f"{studied.name}-{seed}"
+    run = folder / "runs" / "0"
+    if not run.exists():
+        record(studied, run)
+    trajectory = diffin.Trajectory.open(run)
+    assert trajectory.final is not None  # a complete recording has one
+    model = studied.build_model().eval()
+    model.load_state_dict(trajectory.final.state)
+    task = Classification(model)
+    chosen = np.sort(np.random.default_rng(seed).choice(len(studied.train), samples, replace=False))
+    removed = leave_one_out(
+        task,
+        trajectory,
+        studied.train,
+        Subset(studied.train, chosen.tolist()),
+        samples=chosen,
+        query_samples=range(samples),
+        output=folder / "truths" / "self",
+        progress=False,
+    )
+    assert removed.per_query is not None  # it was asked for
+    truth = removed.per_query.diagonal()
+    plain = plain_seconds(studied)
+    answers = {}
+    for label, estimator in ESTIMATORS.items():
+        scores, seconds = timed(
+            lambda estimator=estimator: diffin.self_influence(
+                task, trajectory, studied.train, estimator=estimator, progress=False
+            )
+        )
+        answers[label] = (*_judged(-scores.influence, -truth, chosen, studied), seconds / plain)
+    inputs, targets = studied.train.tensors
+    with torch.inference_mode():
+        final = F.cross_entropy(model(inputs), targets, reduction="none").numpy()
+    answers["loss of the sample"] = (*_judged(final, -truth, chosen, studied), 0.0)
+    answers["loss, mean over checkpoints"] = (*_judged(scores.loss, -truth, chosen, studied), 0.0)
+    return answers
+
+
+def _judged(harm: np.ndarray, truth: np.ndarray, chosen: np.ndarray, studied: Case) -> tuple[float, float]:
+    return float(spearmanr(harm[chosen], truth).statistic), float(roc_auc_score(studied.flipped.numpy(), harm))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""What self-influence costs over plain inference, and how well a few eigenpairs rank samples.
+
+    python benchmarks/self_influence.py [--samples 10000] [--epochs 5] [--exact 500] [--kinked]
+
+On Fashion-MNIST with a CNN of 105,866 parameters and five checkpoints. Times are medians of three that take turns, the
+exact mode's from its first 100 samples; the rank correlation is with the exact mode on `--exact` samples, which take most
+of the time. Printed as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch.utils.data import TensorDataset
+
+import diffin
+from data import fashion_mnist
+from diffin.derivatives.own import OwnDifference, OwnExact
+from diffin.estimators.self_influence import SelfInfluence
+from diffin.own_influence import curvature_sets
+from diffin.tasks import Classification
+from table import Table, machine
+from training import Run, Setting, infer, record
+
+BATCH_SIZE = 256
+REPETITIONS = 3
+TIMED_EXACTLY = 100
+
+_T = TypeVar("_T")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--exact", type=int, default=500, help="samples to compare with the exact mode")
+    parser.add_argument("--kinked", action="store_true", help="ReLU and max-pooling for GELU and average pooling")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    setting = Setting(samples=arguments.samples, checkpoints=5, epochs=arguments.epochs)
+    kind = "kinked" if arguments.kinked else "smooth"
+    with tempfile.TemporaryDirectory() as temporary:
+        run = record(fashion_mnist(), kind, setting, Path(temporary) / "run")
+        table = _compare(run, arguments.exact)
+    print(
+        f"{machine()}; {kind} CNN, {arguments.samples:,} samples, {arguments.epochs} epochs, {setting.checkpoints} "
+        "checkpoints\n"
+    )
+    print(table.markdown())
+
+
+def _compare(run: Run, exact_samples: int) -> Table:
+    task = Classification(run.model)
+    scorers: dict[str, Callable[[], object]] = {"plain": lambda: infer(run, BATCH_SIZE)}
+    once: dict[str, float] = {}
+    checks: dict[str, str] = {}
+    influence: dict[str, np.ndarray] = {}
+    for name, estimator in {
+        "TracIn": SelfInfluence(diffin.TracIn()),
+        "Diff-In, rank 5": SelfInfluence(diffin.DiffIn(), 5),
+        "Diff-In, rank 20": SelfInfluence(diffin.DiffIn(), 20),
+    }.items():
+        probes, once[name] = _timed(
+            lambda estimator=estimator: diffin.build_probes(
+                task, run.trajectory, run.train, estimator=estimator, progress=False
+            )
+        )
+        scores, _ = _timed(
+            lambda probes=probes: diffin.score_probes(task, probes, run.train, batch_size=BATCH_SIZE, progress=False)
+        )
+        influence[name] = scores.influence
+        check = scores.metadata["self_check"]
+        checks[name] = "" if check is None else f"{check['back_ends'][0]['error']:.0e}"
+        backend = OwnDifference(scores.metadata["derivatives"]["step"])
+        scorers[name] = lambda probes=probes, backend=backend: diffin.score_probes(
+            task, probes, run.train, derivatives=backend, batch_size=BATCH_SIZE, progress=False
+        )
+    seconds = _in_turn(scorers)
+    exact, per_sample = _exact(task, run, exact_samples)
+    table = Table(
+        "Self-influence", "what", "scoring, s", "over plain inference", "probes, s", "error of differences",
+        f"Spearman with the exact mode, {exact_samples} samples",
+    )  # fmt: skip
+    plain = seconds["plain"]
+    table.add("plain inference", f"{plain:.2f}", "1", "", "", "")
+    for name in influence:
+        agreement = float(spearmanr(influence[name][:exact_samples], exact).statistic)
+        table.add(
+            name, f"{seconds[name]:.2f}", f"{seconds[name] / plain:.1f}", f"{once[name]:.1f}", checks[name],
+            f"{agreement:.4f}" if name != "TracIn" else f"{agreement:.4f} (another question)",
+        )  # fmt: skip
+    whole, timed = per_sample * len(run.train), min(TIMED_EXACTLY, exact_samples)
+    table.add(f"Diff-In, exact, from {timed} samples", f"{whole:,.0f}", f"{whole / plain:,.0f}", "", "", "1")
+    return table
+
+
+def _exact(task: Classification, run: Run, samples: int) -> tuple[np.ndarray, float]:
+    """The exact mode on the first samples, and seconds a sample."""
+    estimator = SelfInfluence(diffin.DiffIn(), exact=True)
+    probes = diffin.build_probes(task, run.trajectory, run.train, estimator=estimator, progress=False)
+    backend = OwnExact(curvature_sets(probes, run.train))
+    found: list[np.ndarray] = []
+    seconds: list[float] = []
+    for start in range(0, samples, TIMED_EXACTLY):
+        part = TensorDataset(*(column[start : min(start + TIMED_EXACTLY, samples)] for column in run.train.tensors))
+        scores, taken = _timed(
+            lambda part=part: diffin.score_probes(task, probes, part, derivatives=backend, progress=False)
+        )
+        found.append(scores.influence)
+        seconds.append(taken / len(part))
+    return np.concatenate(found), seconds[0]
+
+
+def _in_turn(scorers: dict[str, Callable[[], object]]) -> dict[str, float]:
+    taken: dict[str, list[float]] = {name: [] for name in scorers}
+    for _ in range(REPETITIONS):
+        for name, scorer in scorers.items():
+            taken[name].append(_timed(scorer)[1])
+    return {name: statistics.median(each) for name, each in taken.items()}
+
+
+def _timed(function: Callable[[], _T]) -> tuple[_T, float]:
+    start = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
