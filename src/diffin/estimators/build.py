@@ -68,21 +68,21 @@ def build_probes(
         DerivativeError: a loss of the query is not finite, or the model has no second derivative.
         ProbeError: ``output`` holds the probes of another run, or cannot be written.
     """
-    _check_types(task, trajectory, estimator)
+    check_types(task, trajectory, estimator)
     train = open_source(train_dataset, collate=collate, workers=workers)
     if estimator.needs_query and query is None:
         raise DatasetError(
             f"query=None: {type(estimator).__name__} needs the samples whose loss is asked about, e.g. a validation set"
         )
     asked = open_source(query, collate=collate, workers=workers) if estimator.needs_query else None
-    size = _dataset_size(trajectory, train)
+    size = known_size(trajectory, train)
     samples = {
-        "train": _usable(task, train, "training"),
-        "query": None if asked is None else _usable(task, asked, "query"),
+        "train": usable_samples(task, train, "training"),
+        "query": None if asked is None else usable_samples(task, asked, "query"),
     }
     # After the losses were looked at: deciding may take some steps of the training.
     estimator = estimator.resolved(task, trajectory, train)
-    _warn_about_the_optimizer(trajectory, estimator)
+    warn_about_the_optimizer(trajectory, estimator)
     with frozen(task.model):
         names = PerSampleLoss(task, trajectory.checkpoints[0].state, parameters).names
     steps = estimator.steps(trajectory)
@@ -104,8 +104,8 @@ def build_probes(
         temporary = tempfile.TemporaryDirectory(prefix="diffin-probes-")
         output = temporary.name
     writer = ProbeWriter(output, names, metadata)
-    query_set = None if asked is None else SampleSet(_reader(asked, batch_size), "the query set")
-    run = Run(task, trajectory, names, size, train, query_set, _Draws(train, train.length or size, batch_size))
+    query_set = None if asked is None else SampleSet(reader(asked, batch_size), "the query set")
+    run = Run(task, trajectory, names, size, train, query_set, Draws(train, train.length or size, batch_size))
     with phase("building probes", estimator.work(trajectory), show=progress) as bar:
         for probes, carried in estimator.build(run, writer, bar):
             writer.write(probes, carried)
@@ -116,7 +116,7 @@ def build_probes(
 
 
 @dataclass(frozen=True)
-class _Draws:
+class Draws:
     """Samples of the training set by key, so that every draw is the same in every run and on every machine."""
 
     train: Source
@@ -128,14 +128,14 @@ class _Draws:
         if size is not None and size < self.length:
             generator = np.random.default_rng(key)
             source = source.select(generator.choice(self.length, size, replace=False))
-        return SampleSet(_reader(source, self.batch_size), "the curvature set", skip_failed=True)
+        return SampleSet(reader(source, self.batch_size), "the curvature set", skip_failed=True)
 
 
-def _reader(source: Source, batch_size: int) -> Callable[[], Any]:
+def reader(source: Source, batch_size: int) -> Callable[[], Any]:
     return lambda: (batch for _, batch in source.batches(batch_size))
 
 
-def _check_types(task: object, trajectory: object, estimator: object) -> None:
+def check_types(task: object, trajectory: object, estimator: object) -> None:
     """A wrong argument shall not come up as an attribute that some other class lacks."""
     if not isinstance(task, Task):
         raise DiffinError(f"task is a {type(task).__name__}: pass e.g. diffin.tasks.Classification(model)")
@@ -150,7 +150,7 @@ def _check_types(task: object, trajectory: object, estimator: object) -> None:
         )
 
 
-def _usable(task: Task, source: Source, what: str) -> Sample:
+def usable_samples(task: Task, source: Source, what: str) -> Sample:
     usable = Sample.of(source)
     found = usable.usable(task)
     if found is None:
@@ -171,7 +171,7 @@ def _mean_loss(task: Task, checkpoint: Checkpoint, sample: Sample | None) -> str
     return f"{float(losses[torch.isfinite(losses)].mean()):.3g}"
 
 
-def _dataset_size(trajectory: Trajectory, train: Source) -> int:
+def known_size(trajectory: Trajectory, train: Source) -> int:
     """N: of the run, whatever part of its data, or other data, is looked at."""
     recorded, length = trajectory.dataset_size, train.length
     if recorded is not None and length is not None and recorded != length:
@@ -188,7 +188,7 @@ def _dataset_size(trajectory: Trajectory, train: Source) -> int:
     return size
 
 
-def _warn_about_the_optimizer(trajectory: Trajectory, estimator: ProbingEstimator) -> None:
+def warn_about_the_optimizer(trajectory: Trajectory, estimator: ProbingEstimator) -> None:
     optimizer = trajectory.optimizer
     if not isinstance(estimator, LocalEstimator):
         return

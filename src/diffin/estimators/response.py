@@ -10,7 +10,8 @@ the first step, which fills the buffer with kappa = 1, (1, 1, beta) for Nesterov
 eta_t is divided by 1 - beta1^(t+1). Weight decay that goes through the gradient is a part of e, although it is added after
 clipping: a clipped step therefore adds the share (1 - c_t) of it to g'. The adjoint of this
 recursion, run from the end of a segment to its start, gives what a push at any of its steps does at the end (summed: the
-direction of the segment), and what is handed to the segment before.
+direction of the segment), and what is handed to the segment before. The recursion itself, run from its start to its end,
+gives what the same push at all of its steps has done by then.
 """
 
 from __future__ import annotations
@@ -121,3 +122,48 @@ def respond(
             parameters = parameters + (1 - step.clip) * (coupled @ answer)
         buffer = step.beta * held
     return Response(direction, parameters, buffer)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Where a segment leads, in Ritz coordinates.
+
+    Attributes:
+        parameters: Float64[ndarray, "k"], x at its end.
+        buffer: Float64[ndarray, "k"], y at its end.
+    """
+
+    parameters: Floats
+    buffer: Floats
+
+
+def move(
+    steps: Sequence[StepResponse],
+    values: Floats,
+    parameters: Floats,
+    buffer: Floats,
+    push: Floats,
+    decay: Floats | None = None,
+    coupled: Floats | None = None,
+) -> Moved:
+    """Run the recursion over the steps of a segment, from its start to its end: the transpose of :func:`respond`.
+
+    Args:
+        steps: in the order of the training.
+        values: Float64[ndarray, "k"], curvatures, clipped as in :func:`respond`.
+        parameters: Float64[ndarray, "k"], x at the start.
+        buffer: Float64[ndarray, "k"], y at the start.
+        push: Float64[ndarray, "k"], s, the same in every step.
+        decay: Float64[ndarray, "k k"], decoupled decay; ``None`` without.
+        coupled: Float64[ndarray, "k k"], the part of the curvature that is weight decay; ``None`` without.
+    """
+    for step in steps:
+        gradient = step.clip * (np.clip(values, 0.0, step.bound) * parameters + push)
+        if coupled is not None and step.clip < 1:
+            gradient = gradient + (1 - step.clip) * (coupled @ parameters)
+        buffer = step.beta * buffer + step.kappa * gradient
+        moved = -step.rate * (step.gradient * gradient + step.buffer * buffer)
+        if decay is not None:
+            moved = moved - step.decayed * (decay @ parameters)
+        parameters = parameters + moved
+    return Moved(parameters, buffer)

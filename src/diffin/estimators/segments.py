@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from diffin import vectors
 from diffin.derivatives.gradient import SampleSet, mean_gradient
 from diffin.derivatives.hessian import HessianProduct, difference_product, hessian_vector_product
-from diffin.derivatives.lanczos import lanczos
+from diffin.derivatives.lanczos import Floats, Spectrum, lanczos
 from diffin.errors import TrajectoryError
 from diffin.estimators.base import Built, Carried, Run
 from diffin.estimators.response import StepResponse, respond, step_response
@@ -52,6 +53,11 @@ def nearest(steps: Sequence[int], total_steps: int) -> list[tuple[int, int]]:
     return list(pairwise([0, *((a + b + 1) // 2 for a, b in pairwise(steps)), total_steps]))
 
 
+Through = Callable[["Segment", PerSampleLoss, SampleSet, Vector, Vector], tuple[Vector, Vector, Vector]]
+"""What a segment, with losses and curvature set at its checkpoint, makes of the adjoints of parameters and momentum buffer at
+its end: its direction, and the two adjoints at its start."""
+
+
 def build(
     run: Run,
     built: Built,
@@ -63,6 +69,31 @@ def build(
     hessian: HessianProduct,
 ) -> Iterator[tuple[CheckpointProbes, Carried]]:
     """The probes of every checkpoint, last first; what is carried are the adjoints at the start of its segment."""
+    through = partial(_through, rank=rank, hessian=hessian)
+    return carry(run, built, bar, run.query_gradient, through, samples=samples, seed=seed)
+
+
+def carry(
+    run: Run,
+    built: Built,
+    bar: Phase,
+    adjoint: Callable[[PerSampleLoss], Vector],
+    through: Through,
+    *,
+    samples: int | None,
+    seed: int,
+) -> Iterator[tuple[CheckpointProbes, Carried]]:
+    """The probes of every checkpoint, last first.
+
+    Args:
+        run: the training.
+        built: what is there already.
+        bar: to advance by the number of checkpoints.
+        adjoint: the gradient that the training ends with, of one query or stacked.
+        through: passes a segment.
+        samples: of the curvature set of a checkpoint.
+        seed: of its draw.
+    """
     trajectory = run.trajectory
     checkpoints = trajectory.checkpoints
     ranges = nearest([checkpoint.step for checkpoint in checkpoints], trajectory.total_steps)
@@ -79,18 +110,14 @@ def build(
     for checkpoint, (start, stop) in reversed(pending):
         with frozen(run.task.model):
             if parameters is None:
-                parameters = run.query_gradient(run.loss(trajectory.final or checkpoints[-1]))
+                parameters = adjoint(run.loss(trajectory.final or checkpoints[-1]))
             loss = run.loss(checkpoint)
-            segment = _segment(trajectory, checkpoint, start, stop, run.names)
-            curvature = run.draw(samples, seed, checkpoint.step)
-            direction, parameters, buffer = _through(
-                segment,
+            direction, parameters, buffer = through(
+                segment_of(trajectory, checkpoint, start, stop, run.names),
                 loss,
-                curvature,
+                run.draw(samples, seed, checkpoint.step),
                 vectors.like(parameters, loss.parameters),
                 vectors.like(buffer, loss.parameters) if buffer else {},
-                rank,
-                hessian,
             )
         probe = Probe(1 / run.dataset_size, direction)
         carried = {f"parameters/{name}": t for name, t in parameters.items()}
@@ -105,11 +132,34 @@ def _through(
     curvature: SampleSet,
     parameters: Vector,
     buffer: Vector,
+    *,
     rank: int,
     hessian: HessianProduct,
 ) -> tuple[Vector, Vector, Vector]:
-    """The direction of a segment, and the adjoints of parameters and momentum buffer at its start from those at its end."""
-    scale = _root_of_preconditioner(segment, loss, curvature)
+    """One query, by Lanczos from its adjoint."""
+    scale = root_of_preconditioner(segment, loss, curvature)
+    start = vectors.multiply(parameters, scale)
+    if vectors.norm(start) == 0:
+        nothing = vectors.zeros_like(loss.parameters)
+        return nothing, parameters, nothing
+    spectrum = lanczos(preconditioned(segment, loss, curvature, scale, hessian), start, rank)
+    held = spectrum.coordinates(vectors.multiply(buffer, inverse(scale))) if buffer else np.zeros_like(spectrum.start)
+    decay, coupled = decays(segment, spectrum, scale)
+    response = respond(segment.responses, spectrum.values, spectrum.start, held, decay, coupled)
+    # What the optimizer never moves (a preconditioner of zero) is handed on as it is.
+    still = {name: torch.where(scale[name] == 0, t, 0.0) for name, t in parameters.items()}
+    before = vectors.multiply(spectrum.vector(response.parameters), inverse(scale))
+    return (
+        vectors.multiply(spectrum.vector(response.direction), scale),
+        vectors.add(before, still),
+        vectors.multiply(spectrum.vector(response.buffer), scale),
+    )
+
+
+def preconditioned(
+    segment: Segment, loss: PerSampleLoss, curvature: SampleSet, scale: Vector, hessian: HessianProduct
+) -> Callable[[Vector], Vector]:
+    """``v -> R (H + coupled decay) R v``, with R the scale and H the Hessian at the loss."""
     gradient = mean_gradient(loss, curvature).gradient if hessian == "difference" else None
 
     def product(vector: Vector) -> Vector:
@@ -120,29 +170,20 @@ def _through(
             curved = hessian_vector_product(loss, curvature, scaled)
         return vectors.multiply(vectors.add(curved, vectors.scale(scaled, segment.coupled)), scale)
 
-    start = vectors.multiply(parameters, scale)
-    if vectors.norm(start) == 0:
-        nothing = vectors.zeros_like(loss.parameters)
-        return nothing, parameters, nothing
-    spectrum = lanczos(product, start, rank)
-    held = spectrum.coordinates(vectors.multiply(buffer, _inverse(scale))) if buffer else np.zeros_like(spectrum.start)
+    return product
+
+
+def decays(segment: Segment, spectrum: Spectrum, scale: Vector) -> tuple[Floats | None, Floats | None]:
+    """Decoupled and coupled weight decay in Ritz coordinates, as :func:`diffin.estimators.response.respond` takes them."""
     decay = spectrum.diagonal(segment.decoupled) if any(segment.decoupled.values()) else None
     coupled = None
     if any(segment.coupled.values()) and any(step.clip < 1 for step in segment.responses):
         # In these coordinates the preconditioner stands on both sides of what goes through the gradient.
         coupled = spectrum.diagonal({name: t.square() * segment.coupled[name] for name, t in scale.items()})
-    response = respond(segment.responses, spectrum.values, spectrum.start, held, decay, coupled)
-    # What the optimizer never moves (a preconditioner of zero) is handed on as it is.
-    still = {name: torch.where(scale[name] == 0, t, 0.0) for name, t in parameters.items()}
-    before = vectors.multiply(spectrum.vector(response.parameters), _inverse(scale))
-    return (
-        vectors.multiply(spectrum.vector(response.direction), scale),
-        vectors.add(before, still),
-        vectors.multiply(spectrum.vector(response.buffer), scale),
-    )
+    return decay, coupled
 
 
-def _segment(trajectory: Trajectory, checkpoint: Checkpoint, start: int, stop: int, names: list[str]) -> Segment:
+def segment_of(trajectory: Trajectory, checkpoint: Checkpoint, start: int, stop: int, names: list[str]) -> Segment:
     log, optimizer = trajectory.steps, trajectory.optimizer
     if log is None or optimizer is None:
         # Foreign checkpoints say one learning rate each; plain SGD is all that can be assumed.
@@ -185,7 +226,7 @@ def _segment(trajectory: Trajectory, checkpoint: Checkpoint, start: int, stop: i
     return Segment(checkpoint, responses, ratios, coupled, decoupled, *_second_moments(trajectory, checkpoint, names))
 
 
-def _root_of_preconditioner(segment: Segment, loss: PerSampleLoss, curvature: SampleSet) -> Vector:
+def root_of_preconditioner(segment: Segment, loss: PerSampleLoss, curvature: SampleSet) -> Vector:
     """R: the square root of what the optimizer multiplies a gradient with, the learning rate's ratio included."""
     squares = segment.squares
     if squares is not None and any(name in segment.eps and name not in squares for name in loss.parameters):
@@ -222,7 +263,7 @@ def _second_moments(
     return squares, floors
 
 
-def _inverse(scale: Vector) -> Vector:
+def inverse(scale: Vector) -> Vector:
     return {name: torch.where(t > 0, 1 / t, 0.0) for name, t in scale.items()}
 
 

@@ -64,7 +64,7 @@ class Rerun:
         self.is_recorded = order is None
         self.order = order or recorded_order(self.log)
         self.batches = Batches(train, self.loss.device)
-        self._refused_kernels = False
+        self.refused_kernels = False
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -128,7 +128,7 @@ class Rerun:
         buffers = {name: t.clone() for name, t in state.buffers.items()}
         parameters = {name: t.detach().requires_grad_() for name, t in at.items()}
         with torch.enable_grad():
-            objective, _ = self._objective(state.step, parameters, buffers, weights)
+            objective, _ = self.objective(state.step, parameters, buffers, weights)
             return self._gradients(objective, parameters, create_graph=False), buffers
 
     def pull_back(
@@ -160,13 +160,13 @@ class Rerun:
         with torch.enable_grad(), differentiable_statistics():
             # A copy each: the model updates its statistics in place, and leaves cannot be written to.
             buffers = {n: old_buffers[n].clone() if n in old_buffers else t.clone() for n, t in state.buffers.items()}
-            objective, losses = self._objective(step, parameters, buffers, None, by_position=weights)
+            objective, losses = self.objective(step, parameters, buffers, None, by_position=weights)
             gradients = self._gradients(objective, parameters, create_graph=True)
             # A name each: what arrives at one parameter may be the gradient of another too, or be a part of it.
             gradients = {name: g.view_as(g) for name, g in gradients.items()}
-            if not self._refused_kernels:
+            if not self.refused_kernels:
                 refuse_once_differentiable(gradients.values())
-                self._refused_kernels = True
+                self.refused_kernels = True
             moved, memory = self.moved(
                 step, parameters, Memory(slots, state.memory.counts), gradients, saturation=saturation
             )
@@ -266,7 +266,7 @@ class Rerun:
             for group, rate, values in zip(self.optimizer.groups, rates, constants, strict=True)
         ]
 
-    def _objective(
+    def objective(
         self,
         step: int,
         parameters: Mapping[str, Tensor],
