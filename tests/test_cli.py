@@ -173,7 +173,20 @@ def test_without_a_command_the_help_is_shown_and_the_version_on_request(tmp_path
 
 def test_importing_the_library_loads_nothing_that_is_not_needed() -> None:
     code = "import diffin, sys; print([m for m in {heavy} if m in sys.modules])".format(
-        heavy=("ray", "transformers", "plotly", "lightning", "pyarrow", "scipy", "jinja2", "datasets", "sklearn", "PIL")
+        heavy=(
+            "ray",
+            "transformers",
+            "plotly",
+            "lightning",
+            "pyarrow",
+            "scipy",
+            "jinja2",
+            "datasets",
+            "sklearn",
+            "PIL",
+            "peft",
+            "tokenizers",
+        )
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

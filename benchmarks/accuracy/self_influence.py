@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +35,12 @@ from diffin.tasks import Classification
 from table import Table, machine
 
 DEFAULT = ("mlp-sgd+flips", "mlp-adamw+flips", "mlp-relu+flips")
-ESTIMATORS = {
-    "TracIn": diffin.TracIn(),
-    "DiffIn (Eq. 12)": diffin.DiffIn(),
-    "Unrolled": diffin.Unrolled(),
+ESTIMATORS = {"TracIn": diffin.TracIn(), "DiffIn (Eq. 12)": diffin.DiffIn()}
+PAIRS = {
+    "Unrolled by segments, a query for each sample": diffin.Unrolled(propagation="segments"),
+    "Unrolled, a query for each sample": diffin.Unrolled(),
 }
+"""By pairwise attribution of the samples to themselves; those that were left out only."""
 
 
 def main() -> None:
@@ -53,12 +56,13 @@ def main() -> None:
         name: [_answers(case(name, seed=seed), seed, arguments.samples) for seed in arguments.seeds]
         for name in arguments.cases
     }
-    for label in (*ESTIMATORS, "loss of the sample", "loss, mean over checkpoints"):
+    for label in (*ESTIMATORS, *PAIRS, "loss of the sample", "loss, mean over checkpoints"):
         cells = []
         for answers in found.values():
             columns = zip(*(answer[label] for answer in answers), strict=True)
             agreement, area, cost = (statistics.median(column) for column in columns)
-            cells += [f"{agreement:.2f}", f"{area:.2f}", f"{cost:.1f}" if cost else "-"]
+            cells += [f"{value:.2f}" if np.isfinite(value) else "-" for value in (agreement, area)]
+            cells.append(f"{cost:.1f}" if cost else "-")
         table.add(label, *cells)
     print(f"{machine()}; seeds {', '.join(map(str, arguments.seeds))}\n")
     print(table.markdown())
@@ -83,7 +87,7 @@ def _answers(studied: Case, seed: int, samples: int) -> dict[str, tuple[float, f
         Subset(studied.train, chosen.tolist()),
         samples=chosen,
         query_samples=range(samples),
-        output=folder / "truths" / "self",
+        output=folder / "truths" / f"self-{samples}",
         progress=False,
     )
     assert removed.per_query is not None  # it was asked for
@@ -97,6 +101,16 @@ def _answers(studied: Case, seed: int, samples: int) -> dict[str, tuple[float, f
             )
         )
         answers[label] = (*_judged(-scores.influence, -truth, chosen, studied), seconds / plain)
+    asked = Subset(studied.train, chosen.tolist())
+    for label, estimator in PAIRS.items():
+        with tempfile.TemporaryDirectory() as output:
+            start = time.process_time()
+            pairs = diffin.attribute(
+                task, trajectory, studied.train, asked, estimator=estimator, matrix=True, output=output, progress=False
+            )
+            seconds = time.process_time() - start
+            own = np.concatenate([part for _, part in pairs.matrix()])[chosen].diagonal()
+        answers[label] = (float(spearmanr(own, truth).statistic), float("nan"), seconds / plain)
     inputs, targets = studied.train.tensors
     with torch.inference_mode():
         final = F.cross_entropy(model(inputs), targets, reduction="none").numpy()

@@ -5,8 +5,11 @@ Negative helps, positive harms.
 """
 
 from diffin import tasks
+from diffin.attribution import Attribution, attribute
 from diffin.errors import DiffinError
 from diffin.estimators import DiffIn, Estimator, InverseHessian, MoSo, Replay, TracIn, Unrolled, build_probes
+from diffin.own_influence import self_influence
+from diffin.parameters import ParameterInfluence, parameter_influence
 from diffin.probes import ProbeSet
 from diffin.problem import Problem, load_problem
 from diffin.scoring import Scores, score, score_probes
@@ -42,6 +45,12 @@ __all__ = [
     "score",
     "score_probes",
     "Scores",
+    # Other questions.
+    "self_influence",
+    "attribute",
+    "Attribution",
+    "parameter_influence",
+    "ParameterInfluence",
     # What can go wrong.
     "DiffinError",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 import typer
 from rich.table import Table
@@ -23,7 +23,20 @@ from diffin.cli.options import (
     whole,
 )
 from diffin.cli.terminal import console, number, plain
+from diffin.errors import DiffinError
 from diffin.provenance import environment, write_run_file
+from diffin.scoring.plan import BatchSize
+from diffin.sources import Collate
+
+
+class _Options(TypedDict):
+    collate: Collate | None
+    batch_size: BatchSize
+    parameters: list[str] | None
+    output: Path
+    resume: bool
+    progress: bool
+    workers: int
 
 
 def score(
@@ -34,6 +47,13 @@ def score(
     estimator: EstimatorName = "auto",
     settings: Settings = None,
     seed: Seed = 0,
+    self_influence: Annotated[
+        bool,
+        typer.Option(
+            "--self-influence",
+            help="The effect of each sample on its own loss, in the place of the query's; by diffin (Eq. 12) or tracin.",
+        ),
+    ] = False,
     derivatives: Annotated[
         Literal["auto", "difference", "forward", "ghost"],
         typer.Option(
@@ -59,15 +79,28 @@ def score(
     asked = diffin.load_problem(problem)
     trajectories = [diffin.Trajectory.open(folder) for folder in run]
     start = time.perf_counter()
-    scores = diffin.score(
-        asked.task, trajectories, asked.train, query=asked.query, collate=asked.collate,
-        estimator=make_estimator(estimator, settings, seed), derivatives=derivatives,
-        batch_size="auto" if batch_size == "auto" else whole("--batch-size", batch_size),
-        parameters=parameters or None, output=output, resume=resume, progress=not quiet, workers=workers,
-    )  # fmt: skip
+    options: _Options = {
+        "collate": asked.collate,
+        "batch_size": "auto" if batch_size == "auto" else whole("--batch-size", batch_size),
+        "parameters": parameters or None,
+        "output": output,
+        "resume": resume,
+        "progress": not quiet,
+        "workers": workers,
+    }
+    made = make_estimator(estimator, settings, seed)
+    if self_influence:
+        if len(trajectories) > 1 or derivatives != "auto" or not isinstance(made, diffin.DiffIn | diffin.TracIn | None):
+            raise DiffinError("--self-influence: pass one run, --estimator diffin or tracin, and no --derivatives")
+        scores = diffin.self_influence(asked.task, trajectories[0], asked.train, estimator=made, **options)
+    else:
+        scores = diffin.score(
+            asked.task, trajectories, asked.train, query=asked.query, estimator=made, derivatives=derivatives, **options
+        )
     write_run_file(output, "score", context.params)
     console.print(f"{len(scores):,} samples scored in {time.perf_counter() - start:.1f} s -> {output}", soft_wrap=True)
-    _print_ends(scores, "training risk" if estimator == "moso" else "query loss")
+    what = "loss of the sample itself" if self_influence else "training risk" if estimator == "moso" else "query loss"
+    _print_ends(scores, what)
     console.print(scores.stability.sentence())
     if report:
         page = _write_page(scores, output / "report.html", asked, trajectories[-1], seed=seed)

@@ -10,6 +10,7 @@ import typer
 from rich.logging import RichHandler
 
 import diffin
+from diffin.cli.attribute import attribute
 from diffin.cli.commands import diagnose, report, score
 from diffin.cli.demo import demo
 from diffin.cli.evaluate import evaluate
@@ -38,7 +39,7 @@ def options(
         typer.echo(context.get_help())
 
 
-for command in (demo, score, report, diagnose, evaluate):
+for command in (demo, score, report, diagnose, evaluate, attribute):
     app.command()(command)
 
 

@@ -74,13 +74,15 @@ class InverseHessian(ProbingEstimator):
         last = _last(run.trajectory)
         if built.has(last.step):
             return
-        decay = _coupled_decay(run)
         with frozen(run.task.model):
             loss = run.loss(last)
-            target = run.query_gradient(loss)
-            solve = self._cg if self.solver == "cg" else self._lissa
-            solution = solve(run, loss, decay, target, bar)
+            solution = self.solve(run, loss, run.query_gradient(loss), bar)
         yield CheckpointProbes(last.step, last.state, (Probe(-1 / run.dataset_size, solution),)), {}
+
+    def solve(self, run: Run, loss: PerSampleLoss, target: Vector, bar: Phase) -> Vector:
+        """``(H + delta)^-1 target``, H at the state of the loss. Use it inside :func:`diffin.task.frozen`."""
+        solve = self._cg if self.solver == "cg" else self._lissa
+        return solve(run, loss, _coupled_decay(run), target, bar)
 
     def _cg(self, run: Run, loss: PerSampleLoss, decay: dict[str, float], target: Vector, bar: Phase) -> Vector:
         curvature = run.draw(self.samples, self.seed)

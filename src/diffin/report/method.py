@@ -16,6 +16,7 @@ _NAMES = {
     "unrolled": "Unrolled differentiation",
     "replay": "Replay (exact on the recorded run)",
     "inverse-hessian": "Influence function (Koh and Liang, 2017)",
+    "self-influence": "Self-influence",
 }
 _SHORT_NAMES = {
     "diffin": "Diff-In",
@@ -24,6 +25,7 @@ _SHORT_NAMES = {
     "unrolled": "Unrolled",
     "replay": "Replay",
     "inverse-hessian": "the influence function",
+    "self-influence": "self-influence",
 }
 _LONGEST = 160
 

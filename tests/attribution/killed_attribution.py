@@ -1,0 +1,103 @@
+"""Run by test_resume: attribute in a process of its own, which is killed at random moments and started again.
+
+Usage: killed_attribution.py FOLDER KILLS SEED. Attributes with each estimator into FOLDER/<estimator>/whole and, killed, into
+FOLDER/<estimator>/killed. Prints, as JSON, how many files were there after each kill, by estimator.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import diffin
+from diffin.attribution import attribute, directions, pairs
+from diffin.tasks import Classification
+from retrained import Training, mlp, sgd
+
+ESTIMATORS = {
+    "steps": diffin.Unrolled(propagation="steps", states=8, hessian="exact"),
+    "segments": diffin.Unrolled(propagation="segments", rank=4, curvature_samples=10),
+    "replay": diffin.Replay(),
+}
+QUERIES = 6
+
+
+def training() -> Training:
+    """With dropout, so that what is resumed has to find its random numbers."""
+    return Training(
+        lambda: mlp(nn.Dropout(0.2)), sgd(momentum=0.9, lr=0.02), steps=32, checkpoints=range(0, 32, 4), size=64
+    )
+
+
+def compute(output: Path, run: Path, kind: str) -> None:
+    chosen = training()
+    parameters = sum(p.numel() for p in chosen.model().parameters())
+    # Two blocks of three queries, and parts of eight samples.
+    directions._BLOCK_BYTES, pairs._PART_ROWS = 3 * 8 * parameters, 8
+    query = torch.utils.data.Subset(chosen.query, range(QUERIES))
+    attribute(
+        Classification(chosen.model()), diffin.Trajectory.open(run), chosen.train, query, output=output,
+        estimator=ESTIMATORS[kind], batch_size=3, top=5, matrix=True, progress=False,
+    )  # fmt: skip
+
+
+def written(output: Path) -> dict[str, int]:
+    """The files that a resumed run goes on from, and when they were written."""
+    patterns = ("directions/*/probe-*.json", "parts/*.parquet", "matrix/*.parquet", "replay/*.safetensors")
+    files = [file for pattern in patterns for file in output.glob(pattern)]
+    return {str(file.relative_to(output)): file.stat().st_mtime_ns for file in files}
+
+
+def _kill_after_progress(child: int, output: Path, generator: random.Random) -> None:
+    """Kill the process some moments after it has written something, unless it ends before."""
+    already = written(output)
+    wanted = generator.randint(1, 6)
+    while wanted and not os.waitpid(child, os.WNOHANG)[0]:
+        try:
+            now = written(output)
+        except FileNotFoundError:  # replaced while it was looked at
+            continue
+        if now != already:
+            already, wanted = now, wanted - 1
+        time.sleep(0.0005)
+    if wanted:
+        return
+    time.sleep(generator.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder, kills, generator = Path(sys.argv[1]), int(sys.argv[2]), random.Random(sys.argv[3])
+    run = folder / "run"
+    training().run(record=run)
+    histories = {}
+    for kind in ESTIMATORS:
+        # It also imports what is imported late, so that the processes forked below need not.
+        compute(folder / kind / "whole", run, kind)
+        output, history = folder / kind / "killed", []
+        for attempt in range(kills + 1):
+            child = os.fork()
+            if child == 0:
+                compute(output, run, kind)
+                os._exit(0)
+            if attempt < kills:
+                _kill_after_progress(child, output, generator)
+                history.append(written(output))
+            elif status := os.waitpid(child, 0)[1]:
+                sys.exit(f"the last attempt with {kind} failed with status {status}")
+        histories[kind] = history
+    sys.stdout.write(json.dumps(histories))
+
+
+if __name__ == "__main__":
+    main()
