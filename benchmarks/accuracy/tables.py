@@ -35,7 +35,8 @@ sample, mean over eight orders of the data that no estimator has seen; *own remo
 again without a sample, or with a twentieth of its weight taken away. *Single queries* is the first of these about the losses
 of eight query samples, each on its own: the mean of eight correlations. {CHOSEN}: the best of the settings that were tried
 against each truth, which nobody can choose who does not know the truth. Bold: the best of the others, in each column; a
-line below a table names what {CHOSEN} brings above that.
+line below a table names what {CHOSEN} brings above that. A number of seeds in brackets is how many an entry is from, where
+that is fewer than its column has: it may stand beside medians of harder ones.
 
 The *ceiling* is what a second truth of the same price would reach, the *bound* the highest that an estimate can be expected
 to. An entry `-` was not asked, or could not have been; `failed` gave no scores. MoSo's query is the training risk, not the
@@ -180,7 +181,9 @@ class _Column:
         self._results, self._truth = results, truth
         self.figures = {row.label: self._spearman(row) for row in rows}
         self._rows = rows
-        fair = [_rounded(v) for row in rows if (v := self.figures[row.label]) is not None and not row.chosen]
+        self._told = {row.label: sum(row.best(result, truth) is not None for result in results) for row in rows}
+        self._most = max(self._told.values(), default=0)
+        fair = [_rounded(v) for row in rows if (v := self._comparable(row)) is not None and not row.chosen]
         self.best = max(fair, default=None)
 
     def cell(self, row: Row, *, interval: bool = False) -> str:
@@ -189,8 +192,11 @@ class _Column:
             answers = [answer for result in self._results for answer in row.answers(result)]
             return "failed" if answers and all("failure" in answer for answer in answers) else "-"
         text = _figure(value)
-        if not row.chosen and _rounded(value) == self.best:
+        if not row.chosen and self._comparable(row) is not None and _rounded(value) == self.best:
             text = f"**{text}**"
+        told = self._told[row.label]
+        if told < self._most:
+            text += f" ({told} seed{'s' if told > 1 else ''})"
         if interval:
             found = [best["spearman_interval"] for r in self._results if (best := row.best(r, self._truth)) is not None]
             ends = [one for one in found if one is not None]
@@ -200,12 +206,16 @@ class _Column:
 
     def above(self) -> list[str]:
         """What was chosen with knowledge of the truth, and is better than the best that was not."""
-        figures = [(row.label, self.figures[row.label]) for row in self._rows if row.chosen]
+        figures = [(row.label, self._comparable(row)) for row in self._rows if row.chosen]
         if self.best is None:
             return []
         return [
             f"{name} {_figure(value)}" for name, value in figures if value is not None and _rounded(value) > self.best
         ]
+
+    def _comparable(self, row: Row) -> float | None:
+        """Its figure, if it is from as many seeds as any."""
+        return self.figures[row.label] if self._told[row.label] == self._most else None
 
     def _spearman(self, row: Row) -> float | None:
         return _median(None if (best := row.best(r, self._truth)) is None else best["spearman"] for r in self._results)
