@@ -29,7 +29,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other benchmarks
 
 from study import CACHE, QUICK, Effort, Study
-from tables import document
+from tables import document, in_short
 
 DEFAULT = (
     "logistic+flips",
@@ -46,6 +46,8 @@ DEFAULT = (
     "cnn-sgd-plain-relu+flips",
 )
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "accuracy-tables.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
+_BEGIN, _END = "<!-- accuracy -->", "<!-- /accuracy -->"
 
 _START = time.perf_counter()
 
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what another version of diffin has answered")
     parser.add_argument("--quick", action="store_true", help="small truths of one case, to see that everything runs")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there, and nothing else")
+    parser.add_argument("--write", action="store_true", help="with --table: also into the documentation")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("diffin").setLevel(logging.ERROR)  # what an estimator does not suit is the question here
@@ -69,8 +72,18 @@ def main() -> None:
         for name, seed in schedule(names, seeds):
             Study(name, seed, effort, _say).carry_out(peers=not arguments.no_peers, again=arguments.again)
             if effort.folder == CACHE:
-                DOCUMENT.write_text(document(CACHE, DEFAULT), encoding="utf-8")
+                write()
+    elif arguments.write:
+        write()
     print(document(effort.folder, names))
+
+
+def write() -> None:
+    """The tables into the documentation, and the short one into the README."""
+    DOCUMENT.write_text(document(CACHE, DEFAULT), encoding="utf-8")
+    before, _, rest = README.read_text(encoding="utf-8").partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    README.write_text(f"{before}{_BEGIN}\n{in_short(CACHE)}\n{_END}{after}", encoding="utf-8")
 
 
 def schedule(names: tuple[str, ...], seeds: tuple[int, ...]) -> list[tuple[str, int]]:
