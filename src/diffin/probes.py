@@ -32,7 +32,9 @@ from diffin.vectors import Vector
 
 FORMAT_VERSION = 1
 _INDEX = "probes.json"
-_OWN_FILE = re.compile(r"probes\.json|(state|probe|carried)-\d{8,}(-\d{3,})?\.(safetensors|json)|.*\.part")
+_OWN_FILE = re.compile(r"probes\.json|(state|probe|carried)-\d{8,}(-\d{3,})?\.(safetensors|json)|.*\.part|\.tmp\w+")
+_LEFT_BEHIND = re.compile(r".*\.part|\.tmp\w+")
+"""What a process that was killed while it wrote leaves; safetensors, too, writes beside the file first."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,9 @@ class ProbeWriter:
             write_json(self.path / _INDEX, index)
             for step in steps:
                 (self.path / _carried_name(step)).unlink(missing_ok=True)
+            for file in self.path.iterdir():
+                if _LEFT_BEHIND.fullmatch(file.name):
+                    file.unlink()
         return ProbeSet.open(self.path)
 
 

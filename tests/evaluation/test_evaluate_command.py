@@ -139,7 +139,7 @@ def test_every_kind_of_truth_can_be_asked_for(
     ("options", "said"),
     [
         (("-e", "magic"), "--estimator magic: pass one of auto, unrolled"),
-        (("--samples", "some", "-s", "mine"), "--samples some: pass a whole number, or 'all'"),
+        (("--samples", "some", "-s", "mine"), "--samples some: pass a whole number, or 'auto' or 'all'"),
         (("-s", "run"), "no scores"),
         (("-s", "mine", "-s", "./mine"), "called the same"),
         (("-s", "mine", "--weight", "1"), "weight=1.0"),
