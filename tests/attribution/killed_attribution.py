@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import diffin
-from diffin.attribution import attribute, directions, pairs
+from diffin.attribution import attribute, collecting, directions
 from diffin.tasks import Classification
 from retrained import Training, mlp, sgd
 
@@ -41,7 +41,7 @@ def compute(output: Path, run: Path, kind: str) -> None:
     chosen = training()
     parameters = sum(p.numel() for p in chosen.model().parameters())
     # Two blocks of three queries, and parts of eight samples.
-    directions._BLOCK_BYTES, pairs._PART_ROWS = 3 * 8 * parameters, 8
+    directions._BLOCK_BYTES, collecting._PART_ROWS = 3 * 8 * parameters, 8
     query = torch.utils.data.Subset(chosen.query, range(QUERIES))
     attribute(
         Classification(chosen.model()), diffin.Trajectory.open(run), chosen.train, query, output=output,

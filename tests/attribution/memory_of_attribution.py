@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import diffin
-from diffin.attribution import attribute, pairs
+from diffin.attribution import attribute, collecting
 from diffin.tasks import Classification
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     torch.save(model.state_dict(), path)
     trajectory = diffin.Trajectory.from_checkpoints([path], [5], [0.1], dataset_size=count)
     query = TensorDataset(torch.rand(20, 3, 16, 16), torch.arange(20) % 10)
-    pairs._PART_ROWS = 500
+    collecting._PART_ROWS = 500
     found = attribute(
         Classification(model), trajectory, Pictures(count), query, estimator=diffin.TracIn(), top=10, matrix=True,
         output=folder / "out", progress=False,

@@ -12,7 +12,7 @@ from pairs_of import pairs as all_pairs
 from torch.utils.data import IterableDataset, TensorDataset
 
 import diffin
-from diffin.attribution import Attribution, pairs
+from diffin.attribution import Attribution, collecting, replayed
 from diffin.errors import DatasetError, DerivativeError, DiffinError, ScoringError
 from retrained import Training, mlp, sgd
 
@@ -58,7 +58,7 @@ def test_of_equal_samples_the_lower_index_comes_first(asked: Asked, monkeypatch)
     # As training found them, and once more in reverse: every influence comes twice or, of the first, three times.
     rows = [*range(24), *range(23, -1, -1), 0]
     twice = TensorDataset(*(t[rows] for t in train.tensors))
-    monkeypatch.setattr(pairs, "_PART_ROWS", 5)
+    monkeypatch.setattr(collecting, "_PART_ROWS", 5)
     found = attributed((task, trajectory, twice, query), TRACIN, top=49, batch_size=1)
     for index, influence in (
         (found.proponents, found.proponent_influence),
@@ -74,14 +74,14 @@ def test_of_equal_samples_the_lower_index_comes_first(asked: Asked, monkeypatch)
 @pytest.mark.parametrize("estimator", [TRACIN, diffin.DiffIn(batch_size=8)], ids=lambda e: e.name)
 def test_neither_batch_size_nor_parts_change_more_than_rounding(asked: Asked, estimator, monkeypatch, tmp_path) -> None:
     wanted = all_pairs(asked, estimator, batch_size=24)
-    monkeypatch.setattr(pairs, "_PART_ROWS", 7)
+    monkeypatch.setattr(collecting, "_PART_ROWS", 7)
     for size in (1, 5):
         found = all_pairs(asked, estimator, batch_size=size, output=tmp_path / str(size))
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8 * np.abs(wanted).max())
 
 
 def test_the_matrix_holds_every_pair(asked: Asked, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pairs, "_PART_ROWS", 10)
+    monkeypatch.setattr(collecting, "_PART_ROWS", 10)
     wanted = all_pairs(asked, TRACIN)
     found = attributed(asked, TRACIN, top=3, matrix=True, output=tmp_path / "out")
     parts = list(found.matrix())
@@ -96,7 +96,7 @@ def test_samples_with_a_loss_that_is_not_finite_are_in_no_list(asked: Asked, mon
     task, trajectory, train, query = asked
     inputs, targets = (t.clone() for t in train.tensors)
     inputs[[3, 17]], inputs[9] = torch.nan, torch.inf
-    monkeypatch.setattr(pairs, "_PART_ROWS", 8)
+    monkeypatch.setattr(collecting, "_PART_ROWS", 8)
     broken = task, trajectory, TensorDataset(inputs, targets), query
     found = attributed(broken, TRACIN, top=100, matrix=True, output=tmp_path / "out")
     assert found.failed.tolist() == [3, 9, 17]
@@ -127,7 +127,7 @@ class Stream(IterableDataset):
 
 def test_streams_of_unknown_length_give_the_same(asked: Asked, monkeypatch, tmp_path: Path) -> None:
     task, trajectory, train, query = asked
-    monkeypatch.setattr(pairs, "_PART_ROWS", 10)
+    monkeypatch.setattr(collecting, "_PART_ROWS", 10)
     streams = task, trajectory, Stream(train), Stream(query)
     found = attributed(streams, diffin.DiffIn(batch_size=None), top=100, output=tmp_path / "out")
     np.testing.assert_allclose(whole(found), all_pairs(asked, diffin.DiffIn(batch_size=None)), rtol=0, atol=1e-9)
@@ -222,6 +222,6 @@ def test_what_makes_no_sense_is_refused(asked: Asked, monkeypatch, tmp_path: Pat
         next(attributed(asked, TRACIN).matrix())
     with pytest.raises(ScoringError, match="holds no attribution"):
         Attribution.open(tmp_path)
-    monkeypatch.setattr(pairs, "_REPLAY_BYTES", 100)
+    monkeypatch.setattr(replayed, "_REPLAY_BYTES", 100)
     with pytest.raises(ScoringError, match="Replay of 12 queries about 24 samples holds"):
         attributed(asked, diffin.Replay())

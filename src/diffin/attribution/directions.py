@@ -23,6 +23,7 @@ from diffin.attribution import shared, solved, walked
 from diffin.attribution.local import ForAll
 from diffin.attribution.queries import Queries
 from diffin.batches import digest
+from diffin.derivatives.kinks import kinks
 from diffin.errors import DatasetError, DiffinError
 from diffin.estimators import DiffIn, InverseHessian, ProbingEstimator, TracIn, Unrolled
 from diffin.estimators.base import Built, Carried, Run, effective_rates
@@ -36,6 +37,7 @@ from diffin.estimators.build import (
 )
 from diffin.probes import CheckpointProbes, ProbeSet, ProbeWriter
 from diffin.progress import Phase, phase
+from diffin.sample import Sample
 from diffin.sources import Source
 from diffin.task import PerSampleLoss, Task, frozen
 from diffin.trajectory import Trajectory
@@ -96,6 +98,8 @@ def build_directions(
     warn_about_the_optimizer(trajectory, estimator)
     with frozen(task.model):
         loss = PerSampleLoss(task, trajectory.checkpoints[0].state, parameters)
+        if isinstance(estimator, DiffIn) and samples["train"] is not None:
+            _warn_about_kinks(loss, samples["train"])
     steps = estimator.steps(trajectory)
     rates = {c.step: effective_rates(trajectory, c, loss.names) for c in trajectory.checkpoints}
     metadata = {
@@ -154,6 +158,16 @@ def clear_directions(folder: Path) -> None:
     """Remove the directions in a folder."""
     for block in folder.glob("[0-9]" * 5):
         shutil.rmtree(block)
+
+
+def _warn_about_kinks(loss: PerSampleLoss, sample: Sample) -> None:
+    found = kinks(loss, sample.thinned(2).batch)
+    if found:
+        _log.warning(
+            "the slope of the model jumps (%s), and the second derivatives of DiffIn are differences of gradients here: on a "
+            "network with ReLU and max-pooling they were off by half; pass diffin.Unrolled() or diffin.TracIn(), or ask "
+            "about a few queries with diffin.score(derivatives='forward')", ", ".join(sorted(found)),
+        )  # fmt: skip
 
 
 def _bounds(count: int, loss: PerSampleLoss, estimator: ProbingEstimator) -> list[tuple[int, int]]:
