@@ -103,16 +103,6 @@ def test_self_influence_is_scored_and_shown_as_such(folder: Path) -> None:
     assert "--estimator diffin or tracin" in refused.stderr
 
 
-def test_attribute_finds_the_strongest_samples_of_every_class(folder: Path) -> None:
-    asked = ("-e", "tracin", "--top", "3", "--per-class", "-q")
-    done = run("attribute", "problem.py", "run", "-o", "pairs", *asked, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    pairs = diffin.Attribution.open(folder / "pairs")
-    assert pairs.proponents.shape == (10, 3)
-    assert (pairs.proponent_influence < 0).all()
-    assert yaml.safe_load((folder / "pairs" / "run.yaml").read_text())["command"] == "attribute"
-
-
 def test_report_writes_the_page_of_saved_scores(folder: Path) -> None:
     assert (
         run("score", "problem.py", "run", "-o", "moso", "-e", "moso", "--no-report", "-q", cwd=folder).returncode == 0

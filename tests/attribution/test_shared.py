@@ -13,8 +13,10 @@ from torch.utils.data import TensorDataset
 
 import diffin
 from cases import Dense
-from diffin.attribution import shared, stacks
-from diffin.attribution.shared import krylov, leading
+from diffin import stacks
+from diffin.attribution import shared
+from diffin.attribution.shared import leading
+from diffin.derivatives.krylov import krylov
 from diffin.task import PerSampleLoss, frozen
 from retrained import Training, mlp, sgd
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffin.attribution import stacks
+from diffin import stacks
 from diffin.attribution.queries import Queries
 from diffin.derivatives.gradient import mean_gradient
 from diffin.derivatives.hessian import hessian_vector_product

@@ -10,19 +10,18 @@ rest as if the loss were flat there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffin import vectors
-from diffin.attribution import stacks
+from diffin import stacks, vectors
 from diffin.attribution.queries import Queries
 from diffin.derivatives.gradient import SampleSet
 from diffin.derivatives.hessian import HessianProduct
+from diffin.derivatives.krylov import krylov
 from diffin.derivatives.lanczos import Floats
 from diffin.estimators import Unrolled, segments
 from diffin.estimators.base import Built, Carried, Run
@@ -41,9 +40,6 @@ _DEPTH = 3
 
 _BYTES = 2**29
 """What the space takes at most."""
-
-_SPENT = 1e-6
-"""Below which share of its length a vector is taken to lie in the space already."""
 
 
 def build(
@@ -79,7 +75,7 @@ def _through(
         return nothing, parameters, nothing
     space = krylov(segments.preconditioned(segment, loss, curvature, scale, hessian), starts, dimensions)
     x, y = (space.coordinates(stack) for stack in (ahead, held))
-    decay, coupled = _decays(segment, space, scale)
+    decay, coupled = segments.decays(segment, space, scale)
     inside = respond(segment.responses, space.values[:, None], x, y, decay, coupled)
     direction, before, memory = {}, {}, {}
     for name in ahead:
@@ -104,53 +100,11 @@ def _dimensions(stack: Vector, rank: int) -> int:
     return max(rank, min(rank * min(count, _SHARED), _BYTES // max(1, of_one)))
 
 
-def _decays(segment: Segment, space: Space, scale: Vector) -> tuple[Floats | None, Floats | None]:
-    """As :func:`diffin.estimators.segments.decays`."""
-    decay = coupled = None
-    if any(segment.decoupled.values()):
-        decay = space.diagonal(segment.decoupled)
-    if any(segment.coupled.values()) and any(step.clip < 1 for step in segment.responses):
-        coupled = space.diagonal({name: t.square() * segment.coupled[name] for name, t in scale.items()})
-    return decay, coupled
-
-
 def _flat(segment: Segment, name: str, scale: Tensor) -> Response:
     """What a segment makes of a unit of the adjoint of a parameter, and of its buffer, where weight decay alone bends."""
     coupled = np.array([[segment.coupled[name] * float(scale.square().mean())]])
     decay = np.array([[segment.decoupled[name]]])
     return respond(segment.responses, coupled, np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]), decay, coupled)
-
-
-@dataclass(frozen=True)
-class Space:
-    """A symmetric operator on r dimensions.
-
-    Attributes:
-        values: Float64[ndarray, "r"], Ritz values, ascending.
-        basis: r orthonormal vectors, stacked: Float[Tensor, "r *shape"] by parameter name.
-        rotation: Float64[Tensor, "r r"], Ritz vectors (columns) in the coordinates of the basis.
-    """
-
-    values: Floats
-    basis: Vector
-    rotation: Tensor
-
-    def coordinates(self, stack: Vector) -> Floats:
-        """The part of every vector of a stack that lies in the space, along the Ritz vectors. Float64[ndarray, "r Q"]."""
-        found: Floats = (self.rotation.T @ stacks.products(self.basis, stack)).numpy()
-        return found
-
-    def part(self, name: str, coordinates: Floats) -> Tensor:
-        """A parameter of the vectors of these coordinates. Float[Tensor, "Q *shape"]."""
-        weights = (self.rotation @ torch.from_numpy(coordinates)).T.to(self.basis[name])
-        vectors_there: Tensor = torch.tensordot(weights, self.basis[name], dims=1)
-        return vectors_there
-
-    def diagonal(self, entries: Mapping[str, Tensor | float]) -> Floats:
-        """A diagonal operator on the space, by its entries or one for each parameter. Float64[ndarray, "r r"]."""
-        return self.coordinates(
-            stacks.combined(self.rotation.T, {name: t * entries[name] for name, t in self.basis.items()})
-        )
 
 
 def leading(stack: Vector, count: int) -> Vector | None:
@@ -166,50 +120,3 @@ def leading(stack: Vector, count: int) -> Vector | None:
     if not bool((lengths > 0).any()):
         return None
     return stacks.combined((rotation[:, kept] * over[:, None] / sizes[kept].sqrt()).T, stack)
-
-
-def krylov(product: Callable[[Vector], Vector], starts: Vector, rank: int) -> Space:
-    """The Ritz pairs of the Krylov space of several vectors at once (block Lanczos), with full reorthogonalisation.
-
-    Args:
-        product: v -> A v, A symmetric.
-        starts: a stack of vectors, not all zero.
-        rank: dimensions at most, one product each; fewer where the space ends.
-    """
-    basis: Vector = {
-        name: torch.zeros((rank, *t.shape[1:]), dtype=t.dtype, device=t.device) for name, t in starts.items()
-    }
-    filled = 0
-    projected = np.zeros((rank, rank))
-    largest = 0.0
-
-    def extend(vector: Vector, least: float) -> Floats:
-        """The coordinates of a vector; what is left of it joins the basis if it is longer than ``least``."""
-        nonlocal filled
-        coordinates = np.zeros(rank)
-        within = {name: t[:filled] for name, t in basis.items()}
-        # Twice is enough: once leaves what rounding made of the large components.
-        for _ in range(2 if filled else 0):
-            shares = stacks.products(within, {name: t.unsqueeze(0) for name, t in vector.items()})
-            vector = vectors.add(vector, stacks.at(stacks.combined(shares.T, within), 0), -1.0)
-            coordinates[:filled] += shares[:, 0].numpy()
-        size = vectors.norm(vector)
-        if size > least and filled < rank:
-            for name, t in vector.items():
-                basis[name][filled] = t / size
-            coordinates[filled] = size
-            filled += 1
-        return coordinates
-
-    for start in stacks.unstacked(starts):
-        extend(start, _SPENT * vectors.norm(start))
-    done = 0
-    while done < filled:
-        following = product(stacks.at(basis, done))
-        largest = max(largest, vectors.norm(following))
-        projected[:, done] = extend(following, _SPENT * largest)
-        done += 1
-    # A is symmetric; of each pair of entries the one below the diagonal was measured when both vectors were there.
-    lower = np.tril(projected[:filled, :filled])
-    values, rotation = np.linalg.eigh(lower + np.tril(lower, -1).T)
-    return Space(values, {name: t[:filled] for name, t in basis.items()}, torch.from_numpy(rotation))

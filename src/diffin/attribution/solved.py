@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from diffin.attribution import stacks
+from diffin import stacks
 from diffin.attribution.queries import Queries
 from diffin.estimators import InverseHessian
 from diffin.estimators.base import Built, Carried, Run

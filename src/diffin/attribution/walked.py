@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from diffin.attribution import stacks
+from diffin import stacks
 from diffin.attribution.queries import Queries
 from diffin.estimators import Unrolled, stepwise
 from diffin.estimators.base import Built, Carried, Run

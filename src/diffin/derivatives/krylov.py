@@ -2,63 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from diffin import vectors
-from diffin.derivatives.lanczos import Spectrum
+from diffin import stacks, vectors
+from diffin.derivatives.lanczos import Floats
 from diffin.vectors import Vector
 
 _SPENT = 1e-6
 """Below which share of its length a vector is taken to lie in the space already."""
 
 
-def block_lanczos(product: Callable[[Vector], Vector], starts: Sequence[Vector], rank: int) -> Spectrum:
-    """The Ritz pairs of the Krylov space of several vectors, with full reorthogonalisation.
+@dataclass(frozen=True)
+class Space:
+    """A symmetric operator on r dimensions.
 
-    It holds every start whole, and functions of A applied to any of them are polynomials in A as good as Lanczos from it
-    alone would give with as many products for each.
+    Attributes:
+        values: Float64[ndarray, "r"], Ritz values, ascending.
+        basis: r orthonormal vectors, stacked: Float[Tensor, "r *shape"] by parameter name.
+        rotation: Float64[Tensor, "r r"], Ritz vectors (columns) in the coordinates of the basis.
+    """
+
+    values: Floats
+    basis: Vector
+    rotation: Tensor
+
+    def coordinates(self, stack: Vector) -> Floats:
+        """The part of every vector of a stack that lies in the space, along the Ritz vectors. Float64[ndarray, "r Q"]."""
+        found: Floats = (self.rotation.T @ stacks.products(self.basis, stack)).numpy()
+        return found
+
+    def part(self, name: str, coordinates: Floats) -> Tensor:
+        """A parameter of the vectors of these coordinates. Float[Tensor, "Q *shape"]."""
+        weights = (self.rotation @ torch.from_numpy(coordinates)).T.to(self.basis[name])
+        vectors_there: Tensor = torch.tensordot(weights, self.basis[name], dims=1)
+        return vectors_there
+
+    def diagonal(self, entries: Mapping[str, Tensor | float]) -> Floats:
+        """A diagonal operator on the space, by its entries or one for each parameter. Float64[ndarray, "r r"]."""
+        return self.coordinates(
+            stacks.combined(self.rotation.T, {name: t * entries[name] for name, t in self.basis.items()})
+        )
+
+
+def krylov(product: Callable[[Vector], Vector], starts: Vector, rank: int) -> Space:
+    """The Ritz pairs of the Krylov space of several vectors at once (block Lanczos), with full reorthogonalisation.
 
     Args:
         product: v -> A v, A symmetric.
-        starts: one vector or more, not all zero.
-        rank: products to take at most, for all starts together, not fewer than starts; fewer are taken where the space ends.
-
-    Returns:
-        The spectrum; its ``start`` is the first of the starts.
+        starts: a stack of vectors, not all zero.
+        rank: dimensions at most, one product each; fewer where the space ends.
     """
-    basis: list[Vector] = []
-    columns: list[list[float]] = []
+    rank = min(rank, sum(t[0].numel() for t in starts.values()))
+    basis: Vector = {
+        name: torch.zeros((rank, *t.shape[1:]), dtype=t.dtype, device=t.device) for name, t in starts.items()
+    }
+    filled = 0
+    projected = np.zeros((rank, rank))
     largest = 0.0
 
-    def extend(vector: Vector, least: float) -> list[float]:
+    def extend(vector: Vector, least: float) -> Floats:
         """The coordinates of a vector; what is left of it joins the basis if it is longer than ``least``."""
-        coordinates = np.zeros(len(basis))
+        nonlocal filled
+        coordinates = np.zeros(rank)
+        within = {name: t[:filled] for name, t in basis.items()}
         # Twice is enough: once leaves what rounding made of the large components.
-        for _ in range(2):
-            for number, q in enumerate(basis):
-                share = vectors.dot(q, vector)
-                coordinates[number] += share
-                vector = vectors.add(vector, q, -share)
+        for _ in range(2 if filled else 0):
+            shares = stacks.products(within, {name: t.unsqueeze(0) for name, t in vector.items()})
+            vector = vectors.add(vector, stacks.at(stacks.combined(shares.T, within), 0), -1.0)
+            coordinates[:filled] += shares[:, 0].numpy()
         size = vectors.norm(vector)
-        found: list[float] = coordinates.tolist()
-        if size > least and len(basis) < rank:
-            basis.append(vectors.scale(vector, 1 / size))
-            found.append(size)
-        return found
+        if size > least and filled < rank:
+            for name, t in vector.items():
+                basis[name][filled] = t / size
+            coordinates[filled] = size
+            filled += 1
+        return coordinates
 
-    for start in starts:
+    for start in stacks.unstacked(starts):
         extend(start, _SPENT * vectors.norm(start))
-    while len(columns) < len(basis):
-        following = product(basis[len(columns)])
+    done = 0
+    while done < filled:
+        following = product(stacks.at(basis, done))
         largest = max(largest, vectors.norm(following))
-        columns.append(extend(following, _SPENT * largest))
-    projected = np.zeros((len(basis), len(basis)))
-    for number, column in enumerate(columns):
-        projected[: len(column), number] = column
-    # A is symmetric; what lies below its band is the measured half.
-    lower = np.tril(projected)
+        projected[:, done] = extend(following, _SPENT * largest)
+        done += 1
+    # A is symmetric; of each pair of entries the one below the diagonal was measured when both vectors were there.
+    lower = np.tril(projected[:filled, :filled])
     values, rotation = np.linalg.eigh(lower + np.tril(lower, -1).T)
-    space = Spectrum(values, np.zeros(len(basis)), tuple(basis), rotation)
-    return Spectrum(values, space.coordinates(starts[0]), space.basis, rotation)
+    return Space(values, {name: t[:filled] for name, t in basis.items()}, torch.from_numpy(rotation))

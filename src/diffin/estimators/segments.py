@@ -14,6 +14,7 @@ from torch import Tensor
 from diffin import vectors
 from diffin.derivatives.gradient import SampleSet, mean_gradient
 from diffin.derivatives.hessian import HessianProduct, difference_product, hessian_vector_product
+from diffin.derivatives.krylov import Space
 from diffin.derivatives.lanczos import Floats, Spectrum, lanczos
 from diffin.errors import TrajectoryError
 from diffin.estimators.base import Built, Carried, Run
@@ -173,7 +174,7 @@ def preconditioned(
     return product
 
 
-def decays(segment: Segment, spectrum: Spectrum, scale: Vector) -> tuple[Floats | None, Floats | None]:
+def decays(segment: Segment, spectrum: Spectrum | Space, scale: Vector) -> tuple[Floats | None, Floats | None]:
     """Decoupled and coupled weight decay in Ritz coordinates, as :func:`diffin.estimators.response.respond` takes them."""
     decay = spectrum.diagonal(segment.decoupled) if any(segment.decoupled.values()) else None
     coupled = None

@@ -7,12 +7,13 @@ through the recursion of :mod:`diffin.estimators.response`. One Krylov space of 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from diffin import vectors
+from diffin import stacks, vectors
 from diffin.derivatives.gradient import SampleSet
 from diffin.derivatives.hessian import HessianProduct
-from diffin.derivatives.krylov import block_lanczos
+from diffin.derivatives.krylov import krylov
 from diffin.estimators.base import Run
 from diffin.estimators.response import move
 from diffin.estimators.segments import (
@@ -82,10 +83,12 @@ def _through(
     if not starts:
         return parameters, vectors.zeros_like(buffer)
     product = preconditioned(segment, loss, curvature, scale, hessian)
-    space = block_lanczos(product, starts, rank * len(starts))
-    inside = [space.coordinates(vector) for vector in (x, y, s)]
+    space = krylov(product, stacks.stacked(starts), rank * len(starts))
+    inside = space.coordinates(stacks.stacked([x, y, s])).T
     moved = move(segment.responses, space.values, inside[0], inside[1], inside[2], *decays(segment, space, scale))
+    after = np.stack([moved.parameters, moved.buffer], axis=1)
+    found = {name: space.part(name, after) for name in scale}
     # What the optimizer never moves (a preconditioner of zero) is handed on as it is.
     still = {name: torch.where(scale[name] == 0, t, 0.0) for name, t in parameters.items()}
-    after = vectors.multiply(space.vector(moved.parameters), scale)
-    return vectors.add(after, still), vectors.multiply(space.vector(moved.buffer), unscale)
+    change = {name: t[0] * scale[name] for name, t in found.items()}
+    return vectors.add(change, still), {name: t[1] * unscale[name] for name, t in found.items()}
