@@ -127,9 +127,9 @@ def in_short(folder: Path) -> str:
     table.add("*ceiling*", *ceilings, "")
     seeds = max(len(found) for found in columns.values())
     below = (
-        f"Spearman with the expected influence [95 % interval] / with the effect of removal on the very run. Medians over up to "
-        f"{seeds} initialisations; (n seeds): over fewer.\n{CHOSEN}: the best of four to seven settings against this very "
-        f"truth, which nobody can choose who does not know it. Cost: processor time over one plain training, median of the "
+        "Spearman with the expected influence [95 % interval] / with the effect of removal on the very run. Medians "
+        f"over up to {seeds} initialisations; (n seeds): over fewer.\n{CHOSEN}: the best of four to seven settings "
+        f"against this very truth, which nobody can choose who does not know it. Cost: processor time over one plain training, median of the "
         f"columns.\n*Ceiling*: the agreement of two such expected truths. {machine()}."
     )
     body = table.markdown().split("\n", 2)[2] if table.markdown().startswith("**") else table.markdown()

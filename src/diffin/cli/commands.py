@@ -100,7 +100,7 @@ def score(
     write_run_file(output, "score", context.params)
     console.print(f"{len(scores):,} samples scored in {time.perf_counter() - start:.1f} s -> {output}", soft_wrap=True)
     what = "loss of the sample itself" if self_influence else "training risk" if estimator == "moso" else "query loss"
-    _print_ends(scores, what)
+    _print_ends(scores, what, ("least needed", "most needed") if self_influence else ("most harmful", "most helpful"))
     console.print(scores.stability.sentence())
     if report:
         page = _write_page(scores, output / "report.html", asked, trajectories[-1], seed=seed)
@@ -237,9 +237,9 @@ def _write_page(
     return write_report(scores, path, problem=asked, state=None if final is None else final.state, extra=extra, top=top)
 
 
-def _print_ends(scores: diffin.Scores, about: str) -> None:
+def _print_ends(scores: diffin.Scores, about: str, ends: tuple[str, str]) -> None:
     table = Table(title=f"Influence on the {about} (positive harms, negative helps)", title_justify="left")
-    for heading in ("most harmful", "influence", "most helpful", "influence"):
+    for heading in (ends[0], "influence", ends[1], "influence"):
         table.add_column(heading, justify="right")
     for harmful, helpful in zip(scores.most_harmful(5), scores.most_helpful(5), strict=True):
         table.add_row(
