@@ -129,8 +129,9 @@ def in_short(folder: Path) -> str:
     below = (
         "Spearman with the expected influence [95 % interval] / with the effect of removal on the very run. Medians "
         f"over up to {seeds} initialisations; (n seeds): over fewer.\n{CHOSEN}: the best of four to seven settings "
-        f"against this very truth, which nobody can choose who does not know it. Cost: processor time over one plain training, median of the "
-        f"columns.\n*Ceiling*: the agreement of two such expected truths. {machine()}."
+        "against this very truth, which nobody can choose who does not know it. Cost: processor time over one plain "
+        "training, median of the columns.\n*Ceiling*: the agreement of two such expected truths. "
+        f"{machine()}."
     )
     body = table.markdown().split("\n", 2)[2] if table.markdown().startswith("**") else table.markdown()
     return f"{body.strip()}\n\n{below}"
