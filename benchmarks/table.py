@@ -10,7 +10,7 @@ import torch
 
 
 class Table:
-    """Rows of text under a title."""
+    """Rows of text under a title, which may be empty."""
 
     def __init__(self, title: str, *columns: str) -> None:
         self._title = title
@@ -26,7 +26,8 @@ class Table:
         rule = tuple("-" * width for width in widths)
         lines = (self._rows[0], rule, *self._rows[1:])
         text = ("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in lines)
-        return f"**{self._title}**\n\n" + "\n".join(text) + "\n"
+        title = f"**{self._title}**\n\n" if self._title else ""
+        return title + "\n".join(text) + "\n"
 
 
 def machine() -> str:

@@ -133,8 +133,7 @@ def in_short(folder: Path) -> str:
         "training, median of the columns.\n*Ceiling*: the agreement of two such expected truths. "
         f"{machine()}."
     )
-    body = table.markdown().split("\n", 2)[2] if table.markdown().startswith("**") else table.markdown()
-    return f"{body.strip()}\n\n{below}"
+    return f"{table.markdown()}\n{below}"
 
 
 def _is_known(truth: str, results: Sequence[Result]) -> bool:

@@ -6,12 +6,6 @@ FOLDER/<estimator>/killed. Prints, as JSON, how many files were there after each
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import signal
-import sys
-import time
 from pathlib import Path
 
 import torch
@@ -20,6 +14,7 @@ from torch import nn
 import diffin
 from diffin.attribution import attribute, collecting, directions
 from diffin.tasks import Classification
+from killing import kill_repeatedly
 from retrained import Training, mlp, sgd
 
 ESTIMATORS = {
@@ -56,48 +51,5 @@ def written(output: Path) -> dict[str, int]:
     return {str(file.relative_to(output)): file.stat().st_mtime_ns for file in files}
 
 
-def _kill_after_progress(child: int, output: Path, generator: random.Random) -> None:
-    """Kill the process some moments after it has written something, unless it ends before."""
-    already = written(output)
-    wanted = generator.randint(1, 6)
-    while wanted and not os.waitpid(child, os.WNOHANG)[0]:
-        try:
-            now = written(output)
-        except FileNotFoundError:  # replaced while it was looked at
-            continue
-        if now != already:
-            already, wanted = now, wanted - 1
-        time.sleep(0.0005)
-    if wanted:
-        return
-    time.sleep(generator.uniform(0, 0.02))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    folder, kills, generator = Path(sys.argv[1]), int(sys.argv[2]), random.Random(sys.argv[3])
-    run = folder / "run"
-    training().run(record=run)
-    histories = {}
-    for kind in ESTIMATORS:
-        # It also imports what is imported late, so that the processes forked below need not.
-        compute(folder / kind / "whole", run, kind)
-        output, history = folder / kind / "killed", []
-        for attempt in range(kills + 1):
-            child = os.fork()
-            if child == 0:
-                compute(output, run, kind)
-                os._exit(0)
-            if attempt < kills:
-                _kill_after_progress(child, output, generator)
-                history.append(written(output))
-            elif status := os.waitpid(child, 0)[1]:
-                sys.exit(f"the last attempt with {kind} failed with status {status}")
-        histories[kind] = history
-    sys.stdout.write(json.dumps(histories))
-
-
 if __name__ == "__main__":
-    main()
+    kill_repeatedly(ESTIMATORS, lambda run: training().run(record=run), compute, written, most=6)

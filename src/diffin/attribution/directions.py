@@ -29,9 +29,9 @@ from diffin.estimators import DiffIn, InverseHessian, ProbingEstimator, TracIn, 
 from diffin.estimators.base import Built, Carried, Run, effective_rates
 from diffin.estimators.build import (
     Draws,
-    _mean_loss,
     check_types,
     known_size,
+    mean_loss,
     usable_samples,
     warn_about_the_optimizer,
 )
@@ -110,7 +110,7 @@ def build_directions(
         "learning_rates": {step: sorted(set(by_name.values())) for step, by_name in rates.items()},
         "states": {checkpoint.step: digest(checkpoint.state, most=4096) for checkpoint in trajectory.checkpoints},
         "train": None if samples["train"] is None else samples["train"].digest(),
-        "loss": _mean_loss(task, trajectory.checkpoints[0], samples["train"]),
+        "loss": mean_loss(task, trajectory.checkpoints[0], samples["train"]),
     }
     if output is None:
         temporary = tempfile.TemporaryDirectory(prefix="diffin-directions-")

@@ -10,7 +10,6 @@ from diffin.attribution.queries import Queries
 from diffin.derivatives.gradient import mean_gradient
 from diffin.derivatives.hessian import hessian_vector_product
 from diffin.derivatives.products import hessian_vector_products
-from diffin.errors import TrajectoryError
 from diffin.estimators import DiffIn, TracIn
 from diffin.estimators.base import LocalEstimator, Moment
 from diffin.estimators.tracin import first_order_probe
@@ -41,12 +40,8 @@ class ForAll(LocalEstimator):
 
 def _second_order(estimator: DiffIn, at: Moment, gradients: Vector) -> tuple[Probe, ...]:
     """The probes of :class:`diffin.DiffIn`: u and v of every query, and d, which they share."""
-    if at.step == 0 and at.checkpoints == 1:
-        raise TrajectoryError(
-            "Eq. 9 weighs a checkpoint by the steps before it, and the only one has none; record a later one"
-        )
+    weight = estimator.weight(at)
     v = at.rated(gradients)
-    weight = -at.step / (at.dataset_size * at.checkpoints * estimator.batches)
     probes = []
     for number in range(estimator.batches):
         batch = at.draw(estimator.batch_size, estimator.seed, at.step, number)

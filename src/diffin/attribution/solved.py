@@ -8,7 +8,7 @@ from diffin import stacks
 from diffin.attribution.queries import Queries
 from diffin.estimators import InverseHessian
 from diffin.estimators.base import Built, Carried, Run
-from diffin.estimators.inverse_hessian import _last
+from diffin.estimators.inverse_hessian import last_state
 from diffin.probes import CheckpointProbes, Probe
 from diffin.progress import Phase
 from diffin.task import frozen
@@ -18,7 +18,7 @@ def build(
     estimator: InverseHessian, run: Run, queries: Queries, built: Built, bar: Phase
 ) -> Iterator[tuple[CheckpointProbes, Carried]]:
     """The probe of the last stored state, with the solutions of all queries stacked."""
-    last = _last(run.trajectory)
+    last = last_state(run.trajectory)
     if built.has(last.step):
         bar.advance(len(queries) * estimator.iterations)
         return

@@ -54,6 +54,19 @@ class Run:
         """Losses at a checkpoint as a function of the studied parameters. Use it inside :func:`diffin.task.frozen`."""
         return PerSampleLoss(self.task, checkpoint.state, self.names)
 
+    def moment(self, checkpoint: Checkpoint) -> Moment:
+        """What a local estimator sees of a checkpoint. Use it inside :func:`diffin.task.frozen`."""
+        return Moment(
+            loss=self.loss(checkpoint),
+            step=checkpoint.step,
+            total_steps=self.trajectory.total_steps,
+            checkpoints=len(self.trajectory.checkpoints),
+            dataset_size=self.dataset_size,
+            learning_rates=effective_rates(self.trajectory, checkpoint, self.names),
+            query=self.query,
+            draw=self.draw,
+        )
+
     def query_gradient(self, loss: PerSampleLoss) -> Vector:
         """g_V: the gradient of the mean loss of the query set."""
         assert self.query is not None  # build_probes has refused by now
@@ -181,20 +194,9 @@ class LocalEstimator(ProbingEstimator):
         return tuple(checkpoint.step for checkpoint in trajectory.checkpoints)
 
     def build(self, run: Run, built: Built, bar: Phase) -> Iterator[tuple[CheckpointProbes, Carried]]:
-        trajectory = run.trajectory
-        for checkpoint in trajectory.checkpoints:
+        for checkpoint in run.trajectory.checkpoints:
             if not built.has(checkpoint.step):
                 with frozen(run.task.model):
-                    moment = Moment(
-                        loss=run.loss(checkpoint),
-                        step=checkpoint.step,
-                        total_steps=trajectory.total_steps,
-                        checkpoints=len(trajectory.checkpoints),
-                        dataset_size=run.dataset_size,
-                        learning_rates=effective_rates(trajectory, checkpoint, run.names),
-                        query=run.query,
-                        draw=run.draw,
-                    )
-                    probes = self.at_checkpoint(moment, checkpoint)
+                    probes = self.at_checkpoint(run.moment(checkpoint), checkpoint)
                 yield probes, {}
             bar.advance()

@@ -97,7 +97,7 @@ def build_probes(
         "learning_rates": {step: sorted(set(by_name.values())) for step, by_name in rates.items()},
         "states": {checkpoint.step: digest(checkpoint.state, most=4096) for checkpoint in trajectory.checkpoints},
         "data": {name: None if sample is None else sample.digest() for name, sample in samples.items()},
-        "loss": _mean_loss(task, trajectory.checkpoints[0], samples["train"]),
+        "loss": mean_loss(task, trajectory.checkpoints[0], samples["train"]),
     }
     temporary: tempfile.TemporaryDirectory[str] | None = None
     if output is None:
@@ -161,7 +161,7 @@ def usable_samples(task: Task, source: Source, what: str) -> Sample:
     return usable
 
 
-def _mean_loss(task: Task, checkpoint: Checkpoint, sample: Sample | None) -> str:
+def mean_loss(task: Task, checkpoint: Checkpoint, sample: Sample | None) -> str:
     """The mean loss of the samples, to three digits: it tells one loss function or model code from another."""
     if sample is None:
         return ""

@@ -63,13 +63,21 @@ class DiffIn(LocalEstimator):
         if self.hessian not in ("exact", "difference"):
             raise DiffinError(f"DiffIn(hessian={self.hessian!r}): pass 'exact' or 'difference'")
 
-    def probes(self, at: Moment) -> tuple[Probe, ...]:
+    def weight(self, at: Moment, equation: str = "Eq. 9") -> float:
+        """``-t / (N m)``, shared among the proxy batches; the learning rates are in the directions.
+
+        Raises:
+            TrajectoryError: that is zero at the only checkpoint there is.
+        """
         if at.step == 0 and at.checkpoints == 1:
             raise TrajectoryError(
-                "Eq. 9 weighs a checkpoint by the steps before it, and the only one has none; record a later one"
+                f"{equation} weighs a checkpoint by the steps before it, and the only one has none; record a later one"
             )
+        return -at.step / (at.dataset_size * at.checkpoints * self.batches)
+
+    def probes(self, at: Moment) -> tuple[Probe, ...]:
+        weight = self.weight(at)
         v = at.rated(at.query_gradient())
-        weight = -at.step / (at.dataset_size * at.checkpoints * self.batches)
         probes = []
         for number in range(self.batches):
             batch = at.draw(self.batch_size, self.seed, at.step, number)

@@ -65,13 +65,13 @@ class InverseHessian(ProbingEstimator):
             raise DiffinError(f"InverseHessian(hessian={self.hessian!r}): pass 'exact' or 'difference'")
 
     def steps(self, trajectory: Trajectory) -> tuple[int, ...]:
-        return (_last(trajectory).step,)
+        return (last_state(trajectory).step,)
 
     def work(self, trajectory: Trajectory) -> int:
         return self.iterations
 
     def build(self, run: Run, built: Built, bar: Phase) -> Iterator[tuple[CheckpointProbes, Carried]]:
-        last = _last(run.trajectory)
+        last = last_state(run.trajectory)
         if built.has(last.step):
             return
         with frozen(run.task.model):
@@ -160,7 +160,7 @@ def conjugate_gradients(
     return best
 
 
-def _last(trajectory: Trajectory) -> Checkpoint:
+def last_state(trajectory: Trajectory) -> Checkpoint:
     return trajectory.final or trajectory.checkpoints[-1]
 
 

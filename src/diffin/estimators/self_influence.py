@@ -28,10 +28,10 @@ from diffin import vectors
 from diffin.derivatives.gradient import SampleSet, mean_gradient
 from diffin.derivatives.hessian import hessian_vector_product
 from diffin.derivatives.lanczos import lanczos
-from diffin.errors import DiffinError, TrajectoryError
+from diffin.errors import DiffinError
 from diffin.estimators.base import LocalEstimator, Moment
 from diffin.estimators.diffin import DiffIn
-from diffin.estimators.tracin import TracIn
+from diffin.estimators.tracin import TracIn, first_order_weight
 from diffin.probes import CheckpointProbes, Probe
 from diffin.self_probes import SelfProbe
 from diffin.trajectory import Checkpoint
@@ -77,14 +77,10 @@ class SelfInfluence(LocalEstimator):
         return CheckpointProbes(checkpoint.step, checkpoint.state, (), found)
 
     def _tracin(self, at: Moment) -> SelfProbe:
-        return SelfProbe(-at.total_steps / (at.checkpoints * at.dataset_size), at.learning_rates)
+        return SelfProbe(first_order_weight(at), at.learning_rates)
 
     def _diffin(self, of: DiffIn, at: Moment) -> tuple[SelfProbe, ...]:
-        if at.step == 0 and at.checkpoints == 1:
-            raise TrajectoryError(
-                "Eq. 12 weighs a checkpoint by the steps before it, and the only one has none; record a later one"
-            )
-        weight = -at.step / (at.dataset_size * at.checkpoints * of.batches)
+        weight = of.weight(at, "Eq. 12")
         found = []
         for number in range(of.batches):
             key = (of.seed, at.step, number)

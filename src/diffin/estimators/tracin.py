@@ -18,9 +18,14 @@ from diffin.estimators.base import LocalEstimator, Moment
 from diffin.probes import Probe
 
 
+def first_order_weight(at: Moment) -> float:
+    """``-T / (m N)``: each checkpoint stands for T/m steps."""
+    return -at.total_steps / (at.checkpoints * at.dataset_size)
+
+
 def first_order_probe(at: Moment, direction: dict[str, Tensor]) -> Probe:
     """The probe of ``-(T / (m N)) < E direction, g_z >``."""
-    return Probe(-at.total_steps / (at.checkpoints * at.dataset_size), at.rated(direction))
+    return Probe(first_order_weight(at), at.rated(direction))
 
 
 @dataclass(frozen=True)

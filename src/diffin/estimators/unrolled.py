@@ -41,7 +41,6 @@ from diffin.estimators.base import Built, Carried, ProbingEstimator, Run
 from diffin.probes import CheckpointProbes
 from diffin.progress import Phase
 from diffin.rerun import Rerun
-from diffin.sample import Sample
 from diffin.sources import Source
 from diffin.task import PerSampleLoss, Task, frozen
 from diffin.trajectory import Trajectory
@@ -165,4 +164,4 @@ def _bears_differences(task: Task, trajectory: Trajectory, train: Source) -> boo
     with frozen(task.model):
         loss = PerSampleLoss(task, trajectory.checkpoints[0].state)
         coarse = any(t.dtype in (torch.bfloat16, torch.float16) for t in loss.parameters.values())
-        return not coarse and not kinks(loss, Sample.of(train).thinned(2).batch)
+        return not coarse and not kinks(loss, next(train.batches(2, stop=2))[1])

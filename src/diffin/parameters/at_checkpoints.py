@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from diffin import vectors
 from diffin.derivatives.gradient import SampleSet, mean_gradient
 from diffin.derivatives.hessian import hessian_vector_product
-from diffin.errors import DiffinError, TrajectoryError
-from diffin.estimators.base import LocalEstimator, Moment, Run, effective_rates
+from diffin.errors import DiffinError
+from diffin.estimators.base import LocalEstimator, Moment, Run
 from diffin.estimators.diffin import DiffIn
-from diffin.estimators.inverse_hessian import InverseHessian
-from diffin.estimators.tracin import TracIn
+from diffin.estimators.inverse_hessian import InverseHessian, last_state
+from diffin.estimators.tracin import TracIn, first_order_weight
 from diffin.progress import Phase
 from diffin.task import PerSampleLoss, frozen
 from diffin.vectors import Vector
@@ -40,27 +40,15 @@ def terms(run: Run, samples: SampleSet, estimator: LocalEstimator, bar: Phase) -
         DiffinError: the estimator is one of the query alone.
         TrajectoryError: the trajectory lacks what it needs.
     """
-    trajectory = run.trajectory
-    for checkpoint in trajectory.checkpoints:
+    for checkpoint in run.trajectory.checkpoints:
         with frozen(run.task.model):
-            moment = Moment(
-                loss=run.loss(checkpoint),
-                step=checkpoint.step,
-                total_steps=trajectory.total_steps,
-                checkpoints=len(trajectory.checkpoints),
-                dataset_size=run.dataset_size,
-                learning_rates=effective_rates(trajectory, checkpoint, run.names),
-                query=None,
-                draw=run.draw,
-            )
-            yield _term(moment, samples, estimator)
+            yield _term(run.moment(checkpoint), samples, estimator)
         bar.advance()
 
 
 def _term(at: Moment, samples: SampleSet, estimator: LocalEstimator) -> Vector:
     if isinstance(estimator, TracIn):
-        weight = -at.total_steps / (at.checkpoints * at.dataset_size)
-        return vectors.scale(at.rated(summed_gradient(at.loss, samples)), weight)
+        return vectors.scale(at.rated(summed_gradient(at.loss, samples)), first_order_weight(at))
     if isinstance(estimator, DiffIn):
         return _second_order(at, samples, estimator)
     raise DiffinError(
@@ -70,10 +58,7 @@ def _term(at: Moment, samples: SampleSet, estimator: LocalEstimator) -> Vector:
 
 
 def _second_order(at: Moment, samples: SampleSet, estimator: DiffIn) -> Vector:
-    if at.step == 0 and at.checkpoints == 1:
-        raise TrajectoryError(
-            "Eq. 9 weighs a checkpoint by the steps before it, and the only one has none; record a later one"
-        )
+    weight = estimator.weight(at)
     found = mean_gradient(at.loss, samples)
     summed = at.rated(vectors.scale(found.gradient, found.count))
     total = vectors.zeros_like(at.loss.parameters)
@@ -83,13 +68,12 @@ def _second_order(at: Moment, samples: SampleSet, estimator: DiffIn) -> Vector:
         curved = hessian_vector_product(at.loss, batch, summed, method=estimator.hessian)
         of_samples = hessian_vector_product(at.loss, samples, drift, method=estimator.hessian)
         total = vectors.add(total, vectors.add(curved, of_samples, found.count))
-    weight = -at.step / (at.dataset_size * at.checkpoints * estimator.batches)
     return vectors.scale(at.rated(total), weight)
 
 
 def at_the_end(run: Run, samples: SampleSet, estimator: InverseHessian, bar: Phase) -> Vector:
     """-(1 / N) (H + delta)^-1 G_Z at the last stored state."""
     with frozen(run.task.model):
-        loss = run.loss(run.trajectory.final or run.trajectory.checkpoints[-1])
+        loss = run.loss(last_state(run.trajectory))
         solution = estimator.solve(run, loss, summed_gradient(loss, samples), bar)
     return vectors.scale(solution, -1 / run.dataset_size)
