@@ -34,7 +34,6 @@ def carry_back(
         gradients: of the step.
         saturation: see :func:`diffin.rerun.update.update`.
     """
-    refuse_half_precision(rerun.loss)
     step = state.step
 
     def update(parameters: Vector, slots: Slots, gradients: Vector) -> tuple[Vector, Slots]:
@@ -45,11 +44,16 @@ def carry_back(
     (moved, slots), pull = torch.func.vjp(update, state.parameters, state.memory.slots, gradients)[:2]
     completed = adjoint.completed(Adjoint(moved, {}, slots))
     parameters, before, direction = pull((completed.parameters, completed.slots))
-    return Adjoint(vectors.add(parameters, _product(rerun, state, direction, gradients)), {}, before), direction
+    return Adjoint(
+        vectors.add(parameters, hessian_difference(rerun, state, direction, gradients)), {}, before
+    ), direction
 
 
-def _product(rerun: Rerun, state: State, direction: Vector, gradients: Mapping[str, Tensor]) -> Vector:
-    """The Hessian of the batch times the direction; zero where the batch says nothing."""
+def hessian_difference(
+    rerun: Rerun, state: State, direction: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+) -> Vector:
+    """The Hessian of the batch of a step times a direction; zero where the batch says nothing."""
+    refuse_half_precision(rerun.loss)
     total = vectors.zeros_like(state.parameters)
     e = difference_step(state.parameters, direction, order=1)
     if e:

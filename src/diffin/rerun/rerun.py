@@ -151,9 +151,9 @@ class Rerun:
         if not self.order(step):
             return None
         self.set_generators(state)
-        parameters = _leaves(state.parameters)
-        old_buffers = _leaves(floating(state.buffers))
-        slots = {key: _leaves(vector) for key, vector in state.memory.slots.items()}
+        parameters = leaves(state.parameters)
+        old_buffers = leaves(floating(state.buffers))
+        slots = {key: leaves(vector) for key, vector in state.memory.slots.items()}
         count = sum(len(part.indices) for part in self.order(step))
         kind = torch.promote_types(next(iter(parameters.values())).dtype, torch.float32)
         weights = torch.ones(count, dtype=kind, device=self.loss.device, requires_grad=True)
@@ -336,5 +336,6 @@ class Rerun:
             randomness.restore(*state.randomness)
 
 
-def _leaves(vector: Mapping[str, Tensor]) -> Vector:
+def leaves(vector: Mapping[str, Tensor]) -> Vector:
+    """Copies to differentiate with respect to."""
     return {name: t.detach().clone().requires_grad_() for name, t in vector.items()}

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from diffin import vectors
-from diffin.derivatives.base import refuse_half_precision
 from diffin.derivatives.composite import differentiable_statistics
-from diffin.derivatives.hessian import HessianProduct, difference_step, refuse_once_differentiable
-from diffin.rerun.rerun import SATURATION, Rerun
+from diffin.derivatives.hessian import HessianProduct, refuse_once_differentiable
+from diffin.rerun.differenced import hessian_difference
+from diffin.rerun.rerun import SATURATION, Rerun, leaves
 from diffin.rerun.state import State, floating
 from diffin.rerun.update import Memory, Slots
 from diffin.vectors import Vector
@@ -83,7 +83,7 @@ def carry_forward(
     gradients = after.gradients or {}
     if hessian == "difference":
         assert weights is None
-        curved, buffers = _differenced(rerun, state, tangent, gradients), tangent.buffers
+        curved, buffers = hessian_difference(rerun, state, tangent.parameters, gradients), tangent.buffers
     else:
         curved, buffers = _differentiated(rerun, state, tangent, weights)
     turned = {name: curved.get(name, torch.zeros_like(g)) for name, g in gradients.items()}
@@ -99,8 +99,8 @@ def _updated(
     rerun: Rerun, state: State, gradients: Vector, tangent: Tangent, turned: Vector, saturation: float
 ) -> tuple[Vector, Slots]:
     """Tangents of parameters and optimizer memory after a step, from those before it and that of its gradient."""
-    before, found = _leaves(state.parameters), _leaves(gradients)
-    held = {key: _leaves(vector) for key, vector in state.memory.slots.items()}
+    before, found = leaves(state.parameters), leaves(gradients)
+    held = {key: leaves(vector) for key, vector in state.memory.slots.items()}
     inputs, along = [*before.values(), *found.values()], [*(tangent.parameters[n] for n in before), *turned.values()]
     for key, vector in held.items():
         for name, t in vector.items():
@@ -115,24 +115,14 @@ def _updated(
     return parameters, {key: {name: next(values) for name in vector} for key, vector in memory.slots.items()}
 
 
-def _differenced(rerun: Rerun, state: State, tangent: Tangent, gradients: Vector) -> Vector:
-    """The Hessian of the batch times the tangent of the parameters; empty for a tangent of zeros."""
-    refuse_half_precision(rerun.loss)
-    e = difference_step(state.parameters, tangent.parameters, order=1)
-    if not e:
-        return {}
-    found, _ = rerun.gradients(state, vectors.add(state.parameters, tangent.parameters, e))
-    return {name: (found[name] - gradient) / e for name, gradient in gradients.items()}
-
-
 def _differentiated(rerun: Rerun, state: State, tangent: Tangent, weights: Tensor | None) -> tuple[Vector, Vector]:
     """Tangents of the gradient that the step takes, and of the buffers after it.
 
     The order of derivatives is free: that of the gradient along the tangent is the gradient of < gradient, tangent >.
     """
     rerun.set_generators(state)
-    parameters = _leaves(state.parameters)
-    old = _leaves(floating(state.buffers))
+    parameters = leaves(state.parameters)
+    old = leaves(floating(state.buffers))
     inputs = [*parameters.values(), *old.values()]
     along = [*(tangent.parameters[name] for name in parameters), *(tangent.buffers[name] for name in old)]
     with torch.enable_grad(), differentiable_statistics():
@@ -183,7 +173,3 @@ def _gradient(terms: list[Tensor], inputs: list[Tensor]) -> tuple[Tensor | None,
     if not terms:
         return (None,) * len(inputs)
     return torch.autograd.grad(sum(terms[1:], terms[0]), inputs, retain_graph=True, allow_unused=True)
-
-
-def _leaves(vector: Mapping[str, Tensor]) -> Vector:
-    return {name: t.detach().clone().requires_grad_() for name, t in vector.items()}
