@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from diffin.errors import ProblemError
+from diffin.sources import Indices
 from diffin.task import Task
 
 _EXAMPLE = "def problem(): return diffin.Problem(task=Classification(model), train=train_dataset, query=val_dataset)"
@@ -33,6 +34,9 @@ class Problem:
         collate: makes a batch of a list of items; ``None`` for PyTorch's default.
         show: what the page shows of an item of ``train``: returns a picture (PIL image, array or tensor), a string, or
             a mapping of column names to values. ``None`` to guess from the item.
+        fit: ``fit(indices, folder, seed)`` trains a new model on those samples of ``train`` (Int64[ndarray, "n"], ascending)
+            and records it into the folder, with the positions in ``train`` as sample indices. Selection by iterating asks
+            for it; nothing else does.
 
     Raises:
         ProblemError: an argument is of a type that cannot work.
@@ -43,6 +47,7 @@ class Problem:
     query: Any = None
     collate: Callable[[list[Any]], Any] | None = None
     show: Callable[[Any], Any] | None = None
+    fit: Callable[[Indices, Path, int], object] | None = None
 
     def __post_init__(self) -> None:
         _check_task(self.task)
@@ -51,6 +56,7 @@ class Problem:
             _check_dataset("query", self.query)
         _check_function("collate", self.collate, "a list of items and returns a batch")
         _check_function("show", self.show, "an item and returns what to show of it")
+        _check_function("fit", self.fit, "indices, a folder and a seed, and records a training")
 
 
 def load_problem(path: str | Path) -> Problem:
