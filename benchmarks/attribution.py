@@ -3,8 +3,8 @@
     python benchmarks/attribution.py [--samples 10000] [--queries 100] [--estimators tracin diffin segments steps]
 
 On Fashion-MNIST with a CNN of 105,866 parameters and ten checkpoints. Printed as Markdown. Directions are built once for all
-queries; scoring multiplies per-sample gradients with them, and is held against plain inference of the same samples at the
-same number of states, and in memory against scoring one query.
+queries (what the other libraries prepare stands in their place); scoring multiplies per-sample gradients with them, and is
+held against plain inference of the same samples at the same number of states, and in memory against scoring one query.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from diffin.sources import open_source
 from diffin.tasks import Classification
 from memory import _peak as peak
 from networks import cnn
+from peers_environment import HERE, PeersError, about
+from peers_environment import ask as ask_peers
 from table import Table, machine
 from training import Run, Setting, infer, record
 
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--no-peers", action="store_true", help="leave the other libraries out")
     parser.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -68,6 +71,8 @@ def main() -> None:
             seconds = _measure(name, run, query, folder / name, training, plain)
             peaks = _peaks(name, folder, arguments.samples, arguments.queries)
             table.add(name, *seconds, *peaks)
+        if not arguments.no_peers:
+            _peers(table, run, query, folder)
     print(f"{machine()}; training {training:.1f} s, plain inference at 10 states {plain:.1f} s\n")
     print(table.markdown())
 
@@ -95,6 +100,26 @@ def _measure(name: str, run: Run, query: TensorDataset, folder: Path, training: 
         f"{building:.1f}", f"{building / training:.1f}", f"{measuring:.1f}", f"{measuring / plain:.1f}",
         f"{1e3 * (building + measuring) / len(query):.0f}",
     )  # fmt: skip
+
+
+def _peers(table: Table, run: Run, query: TensorDataset, folder: Path) -> None:
+    """The other libraries; their preparation, which does not depend on the queries, stands for the directions."""
+    question = about(run, query, batch_size=BATCH_SIZE, asked="pairs", top=TOP)
+    try:
+        answers = ask_peers(question, folder, script=HERE / "peers_of_pairs.py", seconds=3600)
+    except PeersError as error:
+        table.add("other libraries", str(error), *[""] * 6)
+        return
+    for name, answer in answers.items():
+        if "failure" in answer:
+            table.add(name, answer["failure"], *[""] * 6)
+            continue
+        states = "last checkpoint" if answer["checkpoints"] == 1 else f"{answer['checkpoints']} checkpoints"
+        seconds, before = answer["seconds"], answer["preparation_seconds"]
+        table.add(
+            f"{name} {answer['version']}, {states}", f"{before:.1f}", "", f"{seconds:.1f}",
+            f"{seconds / answer['plain_seconds']:.1f}", f"{1e3 * (seconds + before) / len(query):.0f}", "", "",
+        )  # fmt: skip
 
 
 def _peaks(name: str, folder: Path, samples: int, queries: int) -> list[str]:

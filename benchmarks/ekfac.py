@@ -66,6 +66,21 @@ class Kronfluence:
         """Float[Tensor, "Q N"], one row for each of these query samples."""
         return self._pairwise(query, damping, aggregate=False)
 
+    def own(self) -> Tensor:
+        """Float[Tensor, "N"]: every training sample's score on itself."""
+        from kronfluence.arguments import ScoreArguments
+
+        self.analyzer.compute_self_scores(
+            scores_name="own",
+            factors_name=self.strategy,
+            train_dataset=self.train,
+            per_device_train_batch_size=self.batch_size,
+            score_args=ScoreArguments(),
+            overwrite_output_dir=True,
+        )
+        scores: Tensor = self.analyzer.load_self_scores("own")["all_modules"]
+        return scores
+
     def _pairwise(self, query: Dataset[Any], damping: float | None, *, aggregate: bool) -> Tensor:
         from kronfluence.arguments import ScoreArguments
 

@@ -8,8 +8,8 @@ and checkpoints is timed in the same process, so that ratios mean something.
     python peers.py QUESTION.pt ANSWER.pt
 
 QUESTION holds `train` and `query` (inputs, targets), `checkpoints` ({"state", "learning_rate"} each), `kind`, `batch_size`
-and `threads`. ANSWER: for every peer, seconds, seconds of preparation, seconds of plain inference of the same samples and
-checkpoints, and the scores.
+and `threads`; `peers_of_pairs.py` has two more. ANSWER: for every peer, seconds, seconds of preparation, seconds of plain
+inference of the same samples and checkpoints, and the scores.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Question:
         self.checkpoints: list[dict[str, Any]] = stored["checkpoints"]
         self.kind: str = stored["kind"]
         self.batch_size: int = stored["batch_size"]
+        self.asked: str = stored.get("asked", "score")
+        self.top: int = stored.get("top", 0)
         torch.set_num_threads(stored["threads"])
 
     def model(self, checkpoint: dict[str, Any] | None = None) -> nn.Module:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import TensorDataset
+
+from training import Run
 
 HERE = Path(__file__).parent
 ENVIRONMENT = HERE.parent / ".venv-peers"
@@ -19,6 +22,19 @@ _PYTHON = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin") / "pyt
 
 class PeersError(RuntimeError):
     """The other libraries cannot be asked; the message says why."""
+
+
+def about(run: Run, query: TensorDataset, *, batch_size: int, **more: Any) -> dict[str, Any]:
+    """A question as `peers.py` describes it, about a run of the smooth network."""
+    return {
+        "train": run.train.tensors,
+        "query": query.tensors,
+        "checkpoints": [{"state": c.state, "learning_rate": c.learning_rate} for c in run.trajectory.checkpoints],
+        "kind": "smooth",
+        "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+        **more,
+    }
 
 
 def ask(

@@ -36,7 +36,7 @@ from diffin.tasks import Classification
 from memory import LABELS, PICTURES
 from networks import cnn
 from overhead import recording_seconds
-from peers_environment import PeersError, ask
+from peers_environment import PeersError, about, ask
 from table import Table, machine
 from training import Run, Setting, infer, record
 
@@ -156,16 +156,8 @@ def _authors(table: Table, run: Run, setting: Setting, plain: float, folder: Pat
 
 
 def _peers(table: Table, run: Run, folder: Path) -> None:
-    question = {
-        "train": run.train.tensors,
-        "query": run.query.tensors,
-        "checkpoints": [{"state": c.state, "learning_rate": c.learning_rate} for c in run.trajectory.checkpoints],
-        "kind": "smooth",
-        "batch_size": BATCH_SIZE,
-        "threads": torch.get_num_threads(),
-    }
     try:
-        answers = ask(question, folder)
+        answers = ask(about(run, run.query, batch_size=BATCH_SIZE), folder)
     except PeersError as error:
         table.add("other libraries", "", "not run", str(error))
         return
