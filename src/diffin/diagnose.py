@@ -13,13 +13,14 @@ import torch
 
 from diffin.batches import batch_size
 from diffin.derivatives.gradient import SampleSet
+from diffin.derivatives.hessian import HessianProduct
 from diffin.derivatives.selfcheck import SelfCheck, choose, fastest_seconds
 from diffin.errors import DiffinError
 from diffin.estimators import Estimator, ProbingEstimator, Replay, Unrolled, build_probes, default
 from diffin.estimators.replay import query_adjoint
 from diffin.problem import Problem
 from diffin.rerun import Rerun
-from diffin.rerun.differenced import carry_back
+from diffin.rerun.products import carry_back
 from diffin.scoring import score
 from diffin.scoring.stability import spearman
 from diffin.sources import open_source
@@ -104,8 +105,9 @@ def diagnose(
     count = len(estimator.steps(trajectory)) if isinstance(estimator, ProbingEstimator) else 0
     building = (time.perf_counter() - start) * count / len(few.checkpoints)
     if walks:
-        by_differences = isinstance(estimator, Unrolled) and estimator.hessian == "difference"
-        building = _walk_seconds(problem, trajectory, by_differences=by_differences)
+        hessian = estimator.hessian if isinstance(estimator, Unrolled) else "exact"
+        assert hessian != "auto"  # it was resolved
+        building = _walk_seconds(problem, trajectory, hessian)
     source = open_source(problem.train, collate=problem.collate)
     start = time.perf_counter()
     _, batch = next(iter(source.batches(_TIMED)))
@@ -174,7 +176,7 @@ def luck(problem: Problem, trajectory: Trajectory, *, progress: bool = True) -> 
     return spearman(scored[0][known], scored[1][known])
 
 
-def _walk_seconds(problem: Problem, trajectory: Trajectory, *, by_differences: bool) -> float:
+def _walk_seconds(problem: Problem, trajectory: Trajectory, hessian: HessianProduct) -> float:
     """What a walk through the whole training will take, from a few of its steps."""
     rerun = Rerun(problem.task, trajectory, open_source(problem.train, collate=problem.collate))
     asked = open_source(problem.query, collate=problem.collate)
@@ -185,9 +187,9 @@ def _walk_seconds(problem: Problem, trajectory: Trajectory, *, by_differences: b
         taken = []
         for _ in range(min(_TIMED_STEPS, trajectory.total_steps)):
             start = time.perf_counter()
-            after = rerun.advance(state, keep_gradients=by_differences)
+            after = rerun.advance(state, keep_gradients=hessian != "exact")
             if after.gradients is not None:
-                carry_back(rerun, state, adjoint, after.gradients)
+                carry_back(rerun, state, adjoint, after.gradients, hessian=hessian)
             else:
                 rerun.pull_back(state, [adjoint])
             state = after

@@ -49,6 +49,7 @@ def _second_order(estimator: DiffIn, at: Moment, gradients: Vector) -> tuple[Pro
         if estimator.hessian == "exact":
             curved = hessian_vector_products(at.loss, batch, stacks.unstacked(v))
         else:
-            curved = [hessian_vector_product(at.loss, batch, one, method="difference") for one in stacks.unstacked(v)]
+            method = estimator.hessian
+            curved = [hessian_vector_product(at.loss, batch, one, method=method) for one in stacks.unstacked(v)]
         probes.append(Probe(weight, at.rated(stacks.stacked(curved)), (v, d)))
     return tuple(probes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from diffin.task import PerSampleLoss
 from diffin.vectors import Vector
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,19 @@ def add_gradients(total: Vector, gradients: Iterable[Tensor | None]) -> None:
 
 
 def finite_losses(loss: PerSampleLoss, point: Mapping[str, Tensor], samples: SampleSet) -> Iterator[Tensor]:
-    """The losses of the set at ``point``, batch by batch, with their graph.
+    """The losses of the set at ``point``, batch by batch, with their graph; see :func:`finite`."""
+
+    def taken(batch: Batch) -> tuple[Tensor, None]:
+        with torch.enable_grad():
+            return loss(point, batch), None
+
+    return (losses for losses, _ in finite(loss, samples, taken))
+
+
+def finite(
+    loss: PerSampleLoss, samples: SampleSet, taken: Callable[[Batch], tuple[Tensor, _T]]
+) -> Iterator[tuple[Tensor, _T]]:
+    """What is taken of every batch of the set with its losses, samples whose loss is not finite left out.
 
     Raises:
         DerivativeError: there is no sample, or one whose loss is not finite in a set that has to be whole.
@@ -92,21 +107,22 @@ def finite_losses(loss: PerSampleLoss, point: Mapping[str, Tensor], samples: Sam
     position = count = failed = 0
     for batch in samples.read():
         batch = loss.to_device(batch)
-        with torch.enable_grad():
-            losses = loss(point, batch)
-            size, finite = len(losses), torch.isfinite(losses)
-            if not bool(finite.all()):
-                if not samples.skip_failed:
-                    raise DerivativeError(
-                        f"{int((~finite).sum())} losses of {samples.name} are not finite (sample "
-                        f"{position + int(torch.nonzero(~finite)[0])} of it first); remove those samples, or clamp what "
-                        "overflows in Task.losses"
-                    )
-                failed += int((~finite).sum())
-                # Without them from the start: a zero weight times an infinite derivative would be NaN.
-                losses = loss(point, select(batch, finite.nonzero().flatten())) if bool(finite.any()) else losses[:0]
-            if len(losses):
-                yield losses
+        losses, found = taken(batch)
+        size, usable = len(losses), torch.isfinite(losses)
+        if not bool(usable.all()):
+            if not samples.skip_failed:
+                raise DerivativeError(
+                    f"{int((~usable).sum())} losses of {samples.name} are not finite (sample "
+                    f"{position + int(torch.nonzero(~usable)[0])} of it first); remove those samples, or clamp what "
+                    "overflows in Task.losses"
+                )
+            failed += int((~usable).sum())
+            # Without them from the start: a zero weight times an infinite derivative would be NaN.
+            losses = losses[:0]
+            if bool(usable.any()):
+                losses, found = taken(select(batch, usable.nonzero().flatten()))
+        if len(losses):
+            yield losses, found
         position += size
         count += len(losses)
     if failed:

@@ -11,13 +11,17 @@ from torch import Tensor
 from diffin import vectors
 from diffin.derivatives.base import refuse_half_precision
 from diffin.derivatives.composite import composite_attention
+from diffin.derivatives.gauss_newton import gauss_newton_product
 from diffin.derivatives.gradient import SampleSet, add_gradients, finite_losses, leaves, mean_gradient
 from diffin.derivatives.kinks import graph
 from diffin.errors import DerivativeError
 from diffin.task import PerSampleLoss
 from diffin.vectors import Vector
 
-HessianProduct = Literal["exact", "difference"]
+HessianProduct = Literal["exact", "difference", "gauss-newton"]
+"""How a product with the Hessian of a mean loss is taken, or one with the Gauss-Newton matrix in its place."""
+
+PRODUCTS = "'exact', 'difference' or 'gauss-newton'"
 
 _ERROR_NODES = frozenset(("torch::autograd::Error", "DelayedError"))
 
@@ -29,10 +33,11 @@ def hessian_vector_product(
 
     Args:
         loss: the losses as a function of the parameters.
-        samples: the set, read once (``exact``) or twice (``difference``).
+        samples: the set, read twice for ``difference``, once otherwise.
         vector: v, by parameter name.
         method: ``"exact"`` differentiates the gradient (reverse over reverse); ``"difference"`` is
             :func:`difference_product`, which needs first derivatives only and works with every attention kernel.
+            ``"gauss-newton"`` is :func:`diffin.derivatives.gauss_newton.gauss_newton_product`.
 
     Raises:
         DerivativeError: a loss is not finite, the set is empty, or an operation has no second derivative.
@@ -41,7 +46,9 @@ def hessian_vector_product(
         return difference_product(loss, samples, vector)
     if method == "exact":
         return _exact_product(loss, samples, vector)
-    raise DerivativeError(f"hessian={method!r}: pass 'exact' or 'difference'")
+    if method == "gauss-newton":
+        return gauss_newton_product(loss, samples, vector)
+    raise DerivativeError(f"hessian={method!r}: pass {PRODUCTS}")
 
 
 def _exact_product(loss: PerSampleLoss, samples: SampleSet, vector: Mapping[str, Tensor]) -> Vector:

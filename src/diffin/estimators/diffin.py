@@ -16,10 +16,10 @@ learning rates E of their own, the derivation gives u = E H_B E g_V, v = E g_V a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from diffin.derivatives.gradient import mean_gradient
-from diffin.derivatives.hessian import HessianProduct, hessian_vector_product
+from diffin.derivatives.hessian import PRODUCTS, HessianProduct, hessian_vector_product
 from diffin.errors import DiffinError, TrajectoryError
 from diffin.estimators.base import LocalEstimator, Moment
 from diffin.probes import Probe
@@ -60,8 +60,8 @@ class DiffIn(LocalEstimator):
 
         if self.seed < 0:
             raise DiffinError(f"DiffIn(seed={self.seed}): pass 0 or more")
-        if self.hessian not in ("exact", "difference"):
-            raise DiffinError(f"DiffIn(hessian={self.hessian!r}): pass 'exact' or 'difference'")
+        if self.hessian not in get_args(HessianProduct):
+            raise DiffinError(f"DiffIn(hessian={self.hessian!r}): pass {PRODUCTS}")
 
     def weight(self, at: Moment, equation: str = "Eq. 9") -> float:
         """``-t / (N m)``, shared among the proxy batches; the learning rates are in the directions.

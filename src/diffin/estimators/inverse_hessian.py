@@ -14,10 +14,10 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from diffin import vectors
-from diffin.derivatives.hessian import HessianProduct, hessian_vector_product
+from diffin.derivatives.hessian import PRODUCTS, HessianProduct, hessian_vector_product
 from diffin.errors import DerivativeError, DiffinError
 from diffin.estimators.base import Built, Carried, ProbingEstimator, Run
 from diffin.probes import CheckpointProbes, Probe
@@ -61,8 +61,8 @@ class InverseHessian(ProbingEstimator):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise DiffinError(f"InverseHessian({name}={value}): pass {least} or more")
-        if self.hessian not in ("exact", "difference"):
-            raise DiffinError(f"InverseHessian(hessian={self.hessian!r}): pass 'exact' or 'difference'")
+        if self.hessian not in get_args(HessianProduct):
+            raise DiffinError(f"InverseHessian(hessian={self.hessian!r}): pass {PRODUCTS}")
 
     def steps(self, trajectory: Trajectory) -> tuple[int, ...]:
         return (last_state(trajectory).step,)

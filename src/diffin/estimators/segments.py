@@ -161,17 +161,20 @@ def preconditioned(
     segment: Segment, loss: PerSampleLoss, curvature: SampleSet, scale: Vector, hessian: HessianProduct
 ) -> Callable[[Vector], Vector]:
     """``v -> R (H + coupled decay) R v``, with R the scale and H the Hessian at the loss."""
-    gradient = mean_gradient(loss, curvature).gradient if hessian == "difference" else None
+    curved = multiplication(loss, curvature, hessian)
 
     def product(vector: Vector) -> Vector:
         scaled = vectors.multiply(vector, scale)
-        if gradient is not None:
-            curved = difference_product(loss, curvature, scaled, gradient=gradient)
-        else:
-            curved = hessian_vector_product(loss, curvature, scaled)
-        return vectors.multiply(vectors.add(curved, vectors.scale(scaled, segment.coupled)), scale)
+        return vectors.multiply(vectors.add(curved(scaled), vectors.scale(scaled, segment.coupled)), scale)
 
     return product
+
+
+def multiplication(loss: PerSampleLoss, curvature: SampleSet, hessian: HessianProduct) -> Callable[[Vector], Vector]:
+    """``v -> H v``, with H the Hessian of the mean loss over the curvature set; what all products share is done once."""
+    if hessian == "difference":
+        return partial(difference_product, loss, curvature, gradient=mean_gradient(loss, curvature).gradient)
+    return partial(hessian_vector_product, loss, curvature, method=hessian)
 
 
 def decays(segment: Segment, spectrum: Spectrum | Space, scale: Vector) -> tuple[Floats | None, Floats | None]:

@@ -16,7 +16,7 @@ from diffin.estimators.segments import nearest
 from diffin.probes import CheckpointProbes, Probe
 from diffin.progress import Phase
 from diffin.rerun import Adjoint, Rerun, State
-from diffin.rerun.differenced import carry_back
+from diffin.rerun.products import carry_back
 from diffin.rerun.walk import backwards
 from diffin.vectors import Vector
 
@@ -91,7 +91,7 @@ def walk(
     totals = [vectors.zeros_like(rerun.loss.parameters) for _ in queries]
     state: Mapping[str, Tensor] = {}
     with rerun.entered():
-        for stretch in backwards(rerun, until=until, keep_gradients=hessian == "difference", advance=bar.advance):
+        for stretch in backwards(rerun, until=until, keep_gradients=hessian != "exact", advance=bar.advance):
             if not adjoints:
                 adjoints = [query_adjoint(rerun, stretch.end, query) for query in queries]
             gradients = stretch.end.gradients
@@ -120,5 +120,5 @@ def _step_back(
         return (adjoints, nothing) if pulled is None else (pulled.adjoints, pulled.directions)
     if gradients is None:
         return adjoints, nothing
-    carried = [carry_back(rerun, at, adjoint, gradients) for adjoint in adjoints]
+    carried = [carry_back(rerun, at, adjoint, gradients, hessian=hessian) for adjoint in adjoints]
     return [before for before, _ in carried], [direction for _, direction in carried]

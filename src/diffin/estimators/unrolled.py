@@ -28,12 +28,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from diffin.derivatives.hessian import HessianProduct
+from diffin.derivatives.gauss_newton import bears_gauss_newton
+from diffin.derivatives.hessian import PRODUCTS, HessianProduct
 from diffin.derivatives.kinks import kinks
 from diffin.errors import DiffinError
 from diffin.estimators import segments, stepwise
@@ -67,10 +68,14 @@ class Unrolled(ProbingEstimator):
         rank: Hessian products per checkpoint.
         curvature_samples: training samples that stand for the curvature, drawn anew at every checkpoint; ``None`` for all.
         seed: of those draws.
-        hessian: how a product with the Hessian is taken: ``"exact"``; ``"difference"``, the difference of two gradients, one
-            of which is there anyway; or ``"auto"`` for differences where the model is smooth and in float32 at least. They
-            cost a third to a half, and rank the same. Where a slope jumps (ReLU, max-pooling) they are worthless, and so
-            they are where the model computes in less than float32 (autocast, TF32), which cannot be seen from outside.
+        hessian: how a product with the Hessian is taken. ``"difference"``: the difference of two gradients, one of which is
+            there anyway; costs a third to a half of ``"exact"`` and ranks the same where the model is smooth, and computes in
+            float32 at least. ``"gauss-newton"``: the curvature of the loss in the outputs of the model only, which needs an
+            :class:`diffin.task.OutputTask`; it costs less than ``"exact"``, forgets what a small step of the parameters does
+            to the model's own curvature, and is steadier where training is erratic. ``"auto"``: differences where the model
+            is smooth; where its slope jumps (ReLU, max-pooling), which makes differences worthless, Gauss-Newton where there
+            is such a product, and exact ones elsewhere. It cannot be seen from outside whether a model computes in less than
+            float32 (autocast, TF32): pass ``"exact"`` or ``"gauss-newton"`` there.
     """
 
     propagation: Propagation = "auto"
@@ -91,8 +96,8 @@ class Unrolled(ProbingEstimator):
                 raise DiffinError(f"Unrolled({name}={value}): pass 1 or more")
         if self.seed < 0:
             raise DiffinError(f"Unrolled(seed={self.seed}): pass 0 or more")
-        if self.hessian not in ("auto", "exact", "difference"):
-            raise DiffinError(f"Unrolled(hessian={self.hessian!r}): pass 'auto', 'exact' or 'difference'")
+        if self.hessian not in ("auto", *get_args(HessianProduct)):
+            raise DiffinError(f"Unrolled(hessian={self.hessian!r}): pass 'auto', {PRODUCTS}")
 
     def resolved(self, task: Task, trajectory: Trajectory, train: Source) -> Unrolled:
         """With ``propagation`` and ``hessian`` decided.
@@ -105,15 +110,14 @@ class Unrolled(ProbingEstimator):
         """
         chosen = self._propagating(task, trajectory, train)
         whole = chosen.propagation == "steps" and _normalises_by_batch(task)
-        if whole and chosen.hessian == "difference":
+        if whole and chosen.hessian in ("difference", "gauss-newton"):
             raise DiffinError(
-                "Unrolled(propagation='steps', hessian='difference') cannot follow the statistics of batch normalisation; "
-                "pass hessian='exact', or propagation='segments'"
+                f"Unrolled(propagation='steps', hessian={chosen.hessian!r}) cannot follow the statistics of batch "
+                "normalisation; pass hessian='exact', or propagation='segments'"
             )
         if chosen.hessian != "auto":
             return chosen
-        exact = whole or not _bears_differences(task, trajectory, train)
-        return replace(chosen, hessian="exact" if exact else "difference")
+        return replace(chosen, hessian="exact" if whole else _product(task, trajectory, train))
 
     def _propagating(self, task: Task, trajectory: Trajectory, train: Source) -> Unrolled:
         if self.propagation != "auto":
@@ -159,9 +163,13 @@ def _normalises_by_batch(task: Task) -> bool:
     return any(isinstance(module, _BatchNorm) for module in task.model.modules())
 
 
-def _bears_differences(task: Task, trajectory: Trajectory, train: Source) -> bool:
-    """Whether the model is smooth, and its parameters are fine enough, for differences of gradients."""
+def _product(task: Task, trajectory: Trajectory, train: Source) -> HessianProduct:
+    """The cheapest product that the model and the precision of its parameters bear."""
     with frozen(task.model):
         loss = PerSampleLoss(task, trajectory.checkpoints[0].state)
-        coarse = any(t.dtype in (torch.bfloat16, torch.float16) for t in loss.parameters.values())
-        return not coarse and not kinks(loss, next(train.batches(2, stop=2))[1])
+        if any(t.dtype in (torch.bfloat16, torch.float16) for t in loss.parameters.values()):
+            return "exact"
+        batch = loss.to_device(next(train.batches(2, stop=2))[1])
+        if not kinks(loss, batch):
+            return "difference"
+        return "gauss-newton" if bears_gauss_newton(loss, batch) else "exact"

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from diffin import vectors
-from diffin.batches import digest
+from diffin.batches import Batch, digest
 from diffin.derivatives.composite import differentiable_statistics
 from diffin.derivatives.hessian import refuse_once_differentiable
 from diffin.errors import TrajectoryError
 from diffin.rerun.adjoint import Adjoint, PulledBack
-from diffin.rerun.batches import Batches, Order, recorded_order
+from diffin.rerun.batches import Batches, Order, Part, recorded_order
 from diffin.rerun.state import State, floating
 from diffin.rerun.update import GroupStep, Memory, update
 from diffin.sources import Source
@@ -278,9 +278,8 @@ class Rerun:
         """The weighted loss whose gradient the step takes, and the loss of every sample of its batch."""
         total: Tensor | None = None
         losses, position = [], 0
-        for number, part in enumerate(self.order(step)):
-            self.set_forward_generator(step, number)
-            found = self.loss({**parameters, **buffers}, self.batches.read(part.indices))
+        for part, batch in self.parts(step):
+            found = self.loss({**parameters, **buffers}, batch)
             weighted = found
             if by_position is not None:
                 weighted = found * by_position[position : position + len(found)].to(found.dtype)
@@ -292,6 +291,12 @@ class Rerun:
             position += len(found)
         assert total is not None  # a step that was skipped does not come here
         return total, torch.cat(losses)
+
+    def parts(self, step: int) -> Iterator[tuple[Part, Batch]]:
+        """The parts of the batch of a step, with their samples; dropout will draw for each what it drew then."""
+        for number, part in enumerate(self.order(step)):
+            self.set_forward_generator(step, number)
+            yield part, self.batches.read(part.indices)
 
     def _gradients(self, objective: Tensor, parameters: Mapping[str, Tensor], *, create_graph: bool) -> Vector:
         found = torch.autograd.grad(objective, list(parameters.values()), create_graph=create_graph, allow_unused=True)

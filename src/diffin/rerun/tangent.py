@@ -16,7 +16,7 @@ from torch import Tensor
 from diffin import vectors
 from diffin.derivatives.composite import differentiable_statistics
 from diffin.derivatives.hessian import HessianProduct, refuse_once_differentiable
-from diffin.rerun.differenced import hessian_difference
+from diffin.rerun.products import batch_product
 from diffin.rerun.rerun import SATURATION, Rerun, leaves
 from diffin.rerun.state import State, floating
 from diffin.rerun.update import Memory, Slots
@@ -70,8 +70,8 @@ def carry_forward(
         push: what the number adds to the gradient that the step takes, by parameter; nothing to those it lacks.
         weights: Float[Tensor, "N"], derivative of the weight of every sample's loss in its batch; 0 by default. Of exact
             products only.
-        hessian: ``"exact"``, the whole step differentiated; or ``"difference"``, the Hessian of the batch by a difference of
-            gradients as in :func:`diffin.rerun.differenced.carry_back`, which does not see buffers.
+        hessian: ``"exact"``, the whole step differentiated; otherwise see :func:`diffin.rerun.products.batch_product`, which
+            does not see buffers.
         saturation: see :func:`diffin.rerun.update.update`; 0 for the derivative as it is.
 
     Raises:
@@ -81,9 +81,9 @@ def carry_forward(
         return replace(state, step=state.step + 1, gradients=None), tangent
     after = rerun.advance(state, keep_gradients=True)
     gradients = after.gradients or {}
-    if hessian == "difference":
+    if hessian != "exact":
         assert weights is None
-        curved, buffers = hessian_difference(rerun, state, tangent.parameters, gradients), tangent.buffers
+        curved, buffers = batch_product(rerun, state, tangent.parameters, gradients, hessian), tangent.buffers
     else:
         curved, buffers = _differentiated(rerun, state, tangent, weights)
     turned = {name: curved.get(name, torch.zeros_like(g)) for name, g in gradients.items()}

@@ -12,7 +12,7 @@ from diffin import vectors
 from diffin.derivatives.gradient import SampleSet
 from diffin.estimators.replay import query_adjoint
 from diffin.rerun import Adjoint, Rerun, walk
-from diffin.rerun.differenced import carry_back
+from diffin.rerun.products import carry_back
 from diffin.sources import open_source
 from repeatable import REPEATABLE, set_of
 from retrained import Training
