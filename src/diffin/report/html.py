@@ -15,7 +15,7 @@ from diffin.report.dependencies import require
 from diffin.report.numbers import count, share
 
 
-def write_html(path: Path, template: str, content: Mapping[str, Any], payload: Any) -> Path:
+def write_html(path: Path, template: str, content: Mapping[str, Any], payload: Any, *, own: str | None = None) -> Path:
     """Render a template and write it.
 
     Args:
@@ -23,11 +23,13 @@ def write_html(path: Path, template: str, content: Mapping[str, Any], payload: A
         template: its name in the folder ``template``.
         content: what it asks for, beside the style, the scripts and their hashes.
         payload: JSON-able, for the scripts.
+        own: the stem of a style sheet, read after the common one, and of a script, in the place of that which draws figures;
+            such a page does not carry the plotting library.
 
     Raises:
         MissingDependencyError: the ``report`` extra is not installed.
     """
-    jinja2, plotly = require("jinja2"), require("plotly.offline")
+    jinja2 = require("jinja2")
     folder = files("diffin.report") / "template"
     environment = jinja2.Environment(
         autoescape=True,
@@ -38,14 +40,15 @@ def write_html(path: Path, template: str, content: Mapping[str, Any], payload: A
     )
     environment.filters["count"], environment.filters["share"] = count, share
     # The HTML parser reads a line break as "\n", and the hash that admits a script is taken of what it reads.
-    scripts = [
-        text.replace("\r\n", "\n") for text in (plotly.get_plotlyjs(), (folder / "page.js").read_text(encoding="utf-8"))
-    ]
+    texts = [require("plotly.offline").get_plotlyjs()] if own is None else []
+    texts.append((folder / f"{own or 'page'}.js").read_text(encoding="utf-8"))
+    scripts = [text.replace("\r\n", "\n") for text in texts]
+    styles = ["page"] if own is None else ["page", own]
     markup = require("markupsafe").Markup
     html = environment.get_template(template).render(
         **content,
         payload=markup(_json_in_html(payload)),
-        style=markup((folder / "page.css").read_text(encoding="utf-8")),
+        style=markup("".join((folder / f"{name}.css").read_text(encoding="utf-8") for name in styles)),
         scripts=[markup(script) for script in scripts],
         hashes=[_hash(script) for script in scripts],
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from diffin.errors import ProblemError, ScoringError
+from diffin.errors import ScoringError
 from diffin.problem import Problem
 from diffin.report import figures
 from diffin.report.cards import Card, Ints, Side, make_cards
@@ -18,8 +18,9 @@ from diffin.report.html import write_html
 from diffin.report.method import Method
 from diffin.report.numbers import Unit
 from diffin.report.predictions import Said, describe
-from diffin.report.reading import read_items
-from diffin.report.samples import Shown, show_item
+from diffin.report.reading import show_samples
+from diffin.report.samples import Shown
+from diffin.report.words import words_for
 from diffin.scoring.columns import Terms
 from diffin.scoring.scores import Scores
 
@@ -88,26 +89,29 @@ def _content(
 ) -> dict[str, Any]:
     """What the template asks for."""
     influence, steps = scores.influence, np.asarray(scores.steps)
-    harmful, helpful = Side.harmful(scores, top), Side.helpful(scores, top)
+    method = Method.of(scores.metadata, [int(s) for s in steps], extra)
+    words = words_for(method.kind)
+    helpful = Side.helpful(scores, top)
+    harmful = Side.harmful(scores, top) if words.sign > 0 else Side.least(scores, top, len(helpful.rows))
     unit = Unit.of(influence[np.concatenate([harmful.rows, helpful.rows])])
     chosen = [int(i) for i in (*harmful.indices, *helpful.indices)]
     shown, said, trouble = _look_at(problem, chosen, state)
-    ranks = _ranks(influence)
-    sides = [
-        (name, side.total, make_cards(scores, side, ranks, unit, flagged, shown, said))
-        for name, side in (("harmful", harmful), ("helpful", helpful))
-    ]
+    ranks = _ranks(words.sign * influence)
+    ends = [(words.positive, harmful), (words.negative, helpful)][:: words.sign]
+    sides = [(end, side.total, make_cards(scores, side, ranks, unit, flagged, shown, said)) for end, side in ends]
     flagged_rows = np.flatnonzero(np.isin(scores.index, np.fromiter(flagged, dtype=np.int64, count=len(flagged))))
     terms = scores.terms
     kind: Terms = scores.metadata.get("terms", "draws")
     # Trainings stand beside each other: they have no course.
     has_course = kind != "runs" and len(harmful.rows) + len(helpful.rows) > 0
     typical = figures.running_quantiles(terms) if has_course else None
-    found = figures.search(influence, scores.loss, flagged_rows, flagged_as)
+    found = figures.search(words.sign * influence, scores.loss, flagged_rows, flagged_as)
     drawn = {
-        "distribution": figures.distribution(influence, unit, flagged_rows, flagged_as),
-        "courses": figures.courses(scores, typical, harmful.rows[:DRAWN_COURSES], helpful.rows[:DRAWN_COURSES], unit),
-        "halves": figures.halves(terms, scores.index) if kind == "draws" else None,
+        "distribution": figures.distribution(influence, unit, flagged_rows, flagged_as, words),
+        "courses": figures.courses(
+            scores, typical, harmful.rows[:DRAWN_COURSES], helpful.rows[:DRAWN_COURSES], unit, words
+        ),
+        "halves": figures.halves(terms, scores.index, words) if kind == "draws" else None,
         "search": found[0] if found else None,
     }
     ranked = int(np.isfinite(influence).sum())
@@ -121,6 +125,13 @@ def _content(
         "has_errors": bool(np.isfinite(scores.standard_error).any()),
         "unit": unit.label,
         "sides": sides,
+        "words": words,
+        "signs": [
+            (label, colour, int(of_sign.sum()))
+            for label, colour, of_sign in zip(
+                words.facts, ("harm", "help"), (influence > 0, influence < 0), strict=True
+            )
+        ][:: words.sign],
         "wide": any(card.shown.kind in ("text", "row") for _, _, cards in sides for card in cards),
         "figures": drawn,
         "found": found[1] if found else [],
@@ -130,13 +141,17 @@ def _content(
         "failed": failed[:LISTED_FAILURES],
         "failures": len(influence) - ranked,
         "trouble": trouble,
-        "method": Method.of(scores.metadata, [int(s) for s in steps], extra),
+        "method": method,
         "payload": {
             "unit": unit.label,
             "steps": [int(s) for s in steps],
             "part": "training" if kind == "runs" else "step",
             "median": _finite(typical[1] * unit.factor) if typical else [],
-            "cards": {name: [_card_data(scores, card, unit, ranked) for card in cards] for name, _, cards in sides},
+            "called": {end.name: end.called for end, _, _ in sides},
+            "cards": {
+                end.name: [_card_data(scores, card, unit, f"{ranked:,}, {words.first}") for card in cards]
+                for end, _, cards in sides
+            },
             "figures": {name: {"traces": f.traces, "layout": f.layout} for name, f in drawn.items() if f is not None},
         },
     }
@@ -148,21 +163,11 @@ def _look_at(
     """What the samples look like, what is said of them, and why nothing is said, if so."""
     if problem is None:
         return {}, {}, ""
-    shown = {}
-    for index, item in read_items(problem.train, indices).items():
-        try:
-            shown[index] = show_item(item, problem.show)
-        except Exception as error:
-            if problem.show is None:
-                raise
-            raise ProblemError(
-                f"Problem(show=...) failed on sample {index}: {type(error).__name__}: {error}"
-            ) from error
     said, trouble = describe(problem, indices, state)
-    return shown, said, trouble
+    return show_samples(problem, indices), said, trouble
 
 
-def _card_data(scores: Scores, card: Card, unit: Unit, ranked: int) -> dict[str, Any]:
+def _card_data(scores: Scores, card: Card, unit: Unit, ranked: str) -> dict[str, Any]:
     """What the detail view of a card needs; all of it numbers, or text that is shown as text."""
     error = float(scores.standard_error[card.row]) * unit.factor
     return {
@@ -171,7 +176,7 @@ def _card_data(scores: Scores, card: Card, unit: Unit, ranked: int) -> dict[str,
         "error": float(f"{error:.6g}") if np.isfinite(error) else None,
         "facts": [
             ["influence", f"{card.measured} {unit.label}".strip()],
-            ["rank", f"{card.rank:,} of {ranked:,}, most harmful first"],
+            ["rank", f"{card.rank:,} of {ranked}"],
             ["mean loss", card.loss],
             *([["label", card.label]] if card.label else []),
             *([["model says", card.prediction]] if card.prediction else []),

@@ -6,10 +6,32 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from diffin.batches import Batch
-from diffin.errors import DatasetError
+from diffin.errors import DatasetError, ProblemError
+from diffin.problem import Problem
+from diffin.report.samples import Shown, show_item
 from diffin.sources import Collate, open_source
 
 _BATCH_SIZE = 64
+
+
+def show_samples(problem: Problem, indices: Iterable[int]) -> dict[int, Shown]:
+    """What the training samples at ``indices`` look like, by index.
+
+    Raises:
+        DatasetError: the data set does not hold one of them.
+        ProblemError: ``problem.show`` fails.
+    """
+    shown = {}
+    for index, item in read_items(problem.train, indices).items():
+        try:
+            shown[index] = show_item(item, problem.show)
+        except Exception as error:
+            if problem.show is None:
+                raise
+            raise ProblemError(
+                f"Problem(show=...) failed on sample {index}: {type(error).__name__}: {error}"
+            ) from error
+    return shown
 
 
 def read_items(dataset: Any, indices: Iterable[int]) -> dict[int, Any]:

@@ -66,7 +66,7 @@
   const dialog = document.getElementById("detail");
   if (!dialog) return; // a page without samples to look at
   const plot = document.getElementById("plot-detail");
-  let side = "harmful", place = 0;
+  let side = Object.keys(data.cards)[0], place = 0;
 
   function course(card) {
     const names = data.steps.map((step) => `${data.part} ` + step.toLocaleString("en-US"));
@@ -110,7 +110,7 @@
   function show() {
     const card = data.cards[side][place];
     const element = document.querySelector(`.grid[data-side="${side}"]`).children[place];
-    document.getElementById("detail-title").textContent = `Sample #${card.index}, ${side} no. ${place + 1}`;
+    document.getElementById("detail-title").textContent = `Sample #${card.index}, ${data.called[side]}: no. ${place + 1}`;
     const media = document.getElementById("detail-media");
     media.replaceChildren(...[...element.querySelectorAll(".media")].map((part) => part.cloneNode(true)));
     media.classList.toggle("broad", !element.querySelector(".picture"));
