@@ -57,6 +57,8 @@ OURS = (
     Contender("Unrolled, steps, 20 states", diffin.Unrolled(propagation="steps", states=20)),
     Contender("Unrolled", diffin.Unrolled(), singles=True),
     Contender("Unrolled, mean of 3 runs", diffin.Unrolled(), runs=3),
+    Contender("Unrolled, Gauss-Newton", diffin.Unrolled(hessian="gauss-newton")),
+    Contender("Unrolled, Gauss-Newton, mean of 3 runs", diffin.Unrolled(hessian="gauss-newton"), runs=3),
     Contender("Replay", diffin.Replay(), singles=True),
     Contender("Replay, mean of 3 runs", diffin.Replay(), runs=3),
 )

@@ -34,6 +34,7 @@ VARIANTS = {
     "... 300 curvature samples": (10, replace(_SEGMENTS, curvature_samples=300)),
     "... 100 curvature samples": (10, replace(_SEGMENTS, curvature_samples=100)),
     "... products by differences": (10, replace(_SEGMENTS, hessian="difference")),
+    "... Gauss-Newton products": (10, replace(_SEGMENTS, hessian="gauss-newton")),
     "... 10 checkpoints, dense early (LogSpaced)": (diffin.LogSpaced(10), _SEGMENTS),
     "... 20 checkpoints": (20, _SEGMENTS),
     "... 50 checkpoints": (50, _SEGMENTS),
@@ -41,6 +42,7 @@ VARIANTS = {
     "steps, 10 states": (10, _STEPS),
     "steps, 20 states": (10, replace(_STEPS, states=20)),
     "steps, 40 states": (10, replace(_STEPS, states=40)),
+    "steps, 10 states, Gauss-Newton products": (10, replace(_STEPS, hessian="gauss-newton")),
 }
 
 

@@ -209,11 +209,12 @@ def diagnose(
 def _about_luck(agreement: float) -> str:
     if agreement >= 0.9:
         verdict = "one run tells about the data"
-    elif agreement >= 0.6:
+    elif agreement >= 0.7:
         verdict = "the mean of several runs is usually more accurate (give `diffin score` more than one)"
     else:
         verdict = (
-            "what one run shows is mostly chance: average several, or train with a smaller or decaying learning rate"
+            "much of what one run shows is chance: average several (give `diffin score` more than one) with `--set "
+            "hessian=gauss-newton`, or train with a smaller or decaying learning rate"
         )
     return (
         f"Influence on this run and influence to expect agree to {agreement:.2f} (Spearman over the training set): "
