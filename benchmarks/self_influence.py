@@ -3,8 +3,8 @@
     python benchmarks/self_influence.py [--samples 10000] [--epochs 5] [--exact 500] [--kinked]
 
 On Fashion-MNIST with a CNN of 105,866 parameters and five checkpoints. Times are medians of three that take turns, the
-exact mode's from its first 100 samples; the rank correlation is with the exact mode on `--exact` samples, which take most
-of the time. Printed as Markdown.
+exact mode's from its first 100 samples; the rank correlation is with the exact mode on `--exact` samples, and of `Unrolled`
+with an attribution that has each of 100 samples as a query; these two take most of the time. Printed as Markdown.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 import diffin
 from data import fashion_mnist
-from diffin.derivatives.own import OwnDifference, OwnExact
+from diffin.derivatives.own import OwnExact
+from diffin.derivatives.own_check import from_description
 from diffin.estimators.self_influence import SelfInfluence
+from diffin.estimators.self_unrolled import SelfUnrolled
 from diffin.own_influence import curvature_sets
 from diffin.tasks import Classification
 from table import Table, machine
@@ -34,6 +36,7 @@ from training import Run, Setting, infer, record
 BATCH_SIZE = 256
 REPETITIONS = 3
 TIMED_EXACTLY = 100
+QUERIES = 100
 
 _T = TypeVar("_T")
 
@@ -68,6 +71,8 @@ def _compare(run: Run, exact_samples: int) -> Table:
         "TracIn": SelfInfluence(diffin.TracIn()),
         "Diff-In, rank 5": SelfInfluence(diffin.DiffIn(), 5),
         "Diff-In, rank 20": SelfInfluence(diffin.DiffIn(), 20),
+        "Unrolled, rank 16": SelfUnrolled(diffin.Unrolled(), 16),
+        "Unrolled, rank 64": SelfUnrolled(diffin.Unrolled(), 64),
     }.items():
         probes, once[name] = _timed(
             lambda estimator=estimator: diffin.build_probes(
@@ -80,26 +85,37 @@ def _compare(run: Run, exact_samples: int) -> Table:
         influence[name] = scores.influence
         check = scores.metadata["self_check"]
         checks[name] = "" if check is None else f"{check['back_ends'][0]['error']:.0e}"
-        backend = OwnDifference(scores.metadata["derivatives"]["step"])
+        backend = from_description(scores.metadata["derivatives"])
         scorers[name] = lambda probes=probes, backend=backend: diffin.score_probes(
             task, probes, run.train, derivatives=backend, batch_size=BATCH_SIZE, progress=False
         )
     seconds = _in_turn(scorers)
     exact, per_sample = _exact(task, run, exact_samples)
+    queries = min(QUERIES, exact_samples)
+    pairs, of_pairs = _timed(lambda: _pairs(task, run, queries))
     table = Table(
         "Self-influence", "what", "scoring, s", "over plain inference", "probes, s", "error of differences",
-        f"Spearman with the exact mode, {exact_samples} samples",
+        f"Spearman with what it approximates, {exact_samples} samples ({queries} for Unrolled)",
     )  # fmt: skip
     plain = seconds["plain"]
     table.add("plain inference", f"{plain:.2f}", "1", "", "", "")
     for name in influence:
-        agreement = float(spearmanr(influence[name][:exact_samples], exact).statistic)
+        wanted = pairs if name.startswith("Unrolled") else exact
+        agreement = float(spearmanr(influence[name][: len(wanted)], wanted).statistic)
         table.add(
             name, f"{seconds[name]:.2f}", f"{seconds[name] / plain:.1f}", f"{once[name]:.1f}", checks[name],
             f"{agreement:.4f}" if name != "TracIn" else f"{agreement:.4f} (another question)",
         )  # fmt: skip
     whole, timed = per_sample * len(run.train), min(TIMED_EXACTLY, exact_samples)
     table.add(f"Diff-In, exact, from {timed} samples", f"{whole:,.0f}", f"{whole / plain:,.0f}", "", "", "1")
+    table.add(
+        f"Unrolled, a query for each of {queries} samples",
+        f"{of_pairs:,.0f} in all",
+        f"{of_pairs / plain:,.0f}",
+        "",
+        "",
+        "1",
+    )
     return table
 
 
@@ -118,6 +134,17 @@ def _exact(task: Classification, run: Run, samples: int) -> tuple[np.ndarray, fl
         found.append(scores.influence)
         seconds.append(taken / len(part))
     return np.concatenate(found), seconds[0]
+
+
+def _pairs(task: Classification, run: Run, samples: int) -> np.ndarray:
+    """Influence of the first samples on themselves, by an attribution with each of them as a query."""
+    queries = Subset(run.train, range(samples))
+    with tempfile.TemporaryDirectory() as output:
+        found = diffin.attribute(
+            task, run.trajectory, run.train, queries, estimator=diffin.Unrolled(propagation="segments"), matrix=True,
+            output=output, progress=False,
+        )  # fmt: skip
+        return np.concatenate([part for _, part in found.matrix()])[:samples].diagonal()
 
 
 def _in_turn(scorers: dict[str, Callable[[], object]]) -> dict[str, float]:

@@ -156,14 +156,18 @@ def test_the_exact_mode_meets_the_same_proxy_batches(run, data) -> None:
 
 def test_scores_do_not_depend_on_the_batch_size(run, data) -> None:
     one, many = (
-        self_influence(*run, data, batch_size=size, progress=False, parameters=["0.*", "4.weight"]) for size in (3, 16)
+        self_influence(
+            *run, data, estimator=diffin.DiffIn(), batch_size=size, progress=False, parameters=["0.*", "4.weight"]
+        )
+        for size in (3, 16)
     )
     np.testing.assert_allclose(one.influence, many.influence, rtol=1e-5, atol=1e-12)
 
 
 def test_an_interrupted_run_resumes_to_the_same_bytes(run, data, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
-    first = self_influence(*run, data, output=whole, batch_size=4, progress=False)
+    options = {"estimator": diffin.DiffIn(), "batch_size": 4, "progress": False}
+    first = self_influence(*run, data, output=whole, **options)
     part = tmp_path / "part"
     shutil.copytree(whole, part)
     # As if it had been killed while it built the probes of the last checkpoint.
@@ -174,7 +178,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(run, data, tmp_path: Path)
         file.unlink()
     kept = part / "probes" / f"probe-{run[1].checkpoints[0].step:08d}-000.safetensors"
     before = kept.stat().st_mtime_ns
-    second = self_influence(*run, data, output=part, batch_size=4, progress=False)
+    second = self_influence(*run, data, output=part, **options)
     assert kept.stat().st_mtime_ns == before
     np.testing.assert_array_equal(first.influence, second.influence)
     for file in sorted(whole.rglob("*.parquet")):
@@ -194,11 +198,13 @@ def test_missing_parts_are_measured_with_the_step_that_was_chosen(run, data, tmp
 
 def test_other_questions_are_refused(run, data, tmp_path: Path) -> None:
     task, trajectory = run
-    for estimator in (diffin.MoSo(), diffin.Unrolled(), "diffin"):
-        with pytest.raises(DiffinError, match=r"self-influence is known for diffin.DiffIn\(\) and diffin.TracIn\(\)"):
+    for estimator in (diffin.MoSo(), diffin.Replay(), "diffin"):
+        with pytest.raises(
+            DiffinError, match=r"self-influence is known for diffin.Unrolled\(\), diffin.DiffIn\(\) and"
+        ):
             self_influence(task, trajectory, data, estimator=estimator, progress=False)
     with pytest.raises(DiffinError, match="rank=0: pass the number of eigenpairs"):
-        self_influence(task, trajectory, data, rank=0, progress=False)
+        self_influence(task, trajectory, data, estimator=diffin.DiffIn(), rank=0, progress=False)
     own = diffin.build_probes(task, trajectory, data, estimator=SelfInfluence(diffin.TracIn()), progress=False)
     with pytest.raises(DerivativeError, match="cannot measure probes of self-influence; pass derivatives='auto'"):
         diffin.score_probes(task, own, data, derivatives="ghost", progress=False)
@@ -212,14 +218,14 @@ def test_other_questions_are_refused(run, data, tmp_path: Path) -> None:
         diffin.score_probes(task, query, data, derivatives=OwnDifference(1e-3), progress=False)
     only = record(tmp_path, task, data, steps=4, checkpoints=[0])
     with pytest.raises(TrajectoryError, match="record a later one"):
-        self_influence(task, only, data, progress=False)
+        self_influence(task, only, data, estimator=diffin.DiffIn(), progress=False)
 
 
 def test_a_sample_without_a_finite_loss_fails_alone(run, data) -> None:
     inputs, targets = data.tensors
     broken = TensorDataset(inputs.index_fill(0, torch.tensor([5]), float("nan")), targets)
     for exact in (False, True):
-        scores = self_influence(*run, broken, exact=exact, progress=False)
+        scores = self_influence(*run, broken, estimator=diffin.DiffIn(), exact=exact, progress=False)
         assert scores.failed.tolist() == [5]
         assert np.isfinite(np.delete(scores.influence, 5)).all()
 
@@ -256,7 +262,7 @@ def test_kinks_are_reported(data, tmp_path: Path, caplog: pytest.LogCaptureFixtu
     task = Classification(network(Bent))
     trajectory = record(tmp_path, task, data, steps=6, checkpoints=2)
     with caplog.at_level(logging.WARNING):
-        scores = self_influence(task, trajectory, data, progress=False)
+        scores = self_influence(task, trajectory, data, estimator=diffin.DiffIn(), progress=False)
     assert scores.metadata["self_check"]["back_ends"][0]["error"] > 0.1
     assert "exact=True is exact, and slow" in caplog.text
 
@@ -302,6 +308,6 @@ def test_exact_and_differenced_probes_agree_on_low_rank(run, data) -> None:
 
 
 def test_probes_of_a_query_cannot_go_on_with_scores_of_self_influence(run, data, tmp_path: Path) -> None:
-    self_influence(*run, data, output=tmp_path, progress=False)
+    self_influence(*run, data, estimator=diffin.DiffIn(), output=tmp_path, progress=False)
     with pytest.raises((ProbeError, ScoringError)):
         diffin.score(*run, data, query=data, estimator=diffin.DiffIn(), output=tmp_path, progress=False)

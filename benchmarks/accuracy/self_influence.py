@@ -3,8 +3,9 @@
     python benchmarks/accuracy/self_influence.py [CASE ...] [--seeds 0 1 2] [--samples 200]
 
 For each of some training samples the recorded run is trained again without it, and its own loss is compared. Printed as
-Markdown: Spearman with what each estimator says, medians over the seeds; and how well each finds the flipped labels among
-all samples (area under the ROC curve), which is another question. Recordings and truths are those of compare.py, or are made.
+Markdown: Spearman with what each estimator says; its error over the size of the truth; how well it finds the flipped labels
+among all samples (area under the ROC curve), which is another question; and its cost over a plain training. Medians over the
+seeds. Recordings and truths are those of compare.py, or are made.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +37,15 @@ from diffin.tasks import Classification
 from table import Table, machine
 
 DEFAULT = ("mlp-sgd+flips", "mlp-adamw+flips", "mlp-relu+flips")
-ESTIMATORS = {"TracIn": diffin.TracIn(), "DiffIn (Eq. 12)": diffin.DiffIn()}
+ESTIMATORS: dict[str, tuple[Any, int | None]] = {
+    "Unrolled, rank 64": (diffin.Unrolled(), 64),
+    "Unrolled, rank 16": (diffin.Unrolled(), 16),
+    "Unrolled, rank 128": (diffin.Unrolled(), 128),
+    "DiffIn (Eq. 12)": (diffin.DiffIn(), None),
+    "TracIn": (diffin.TracIn(), None),
+}
+"""Those that score all samples, each with its rank."""
+
 PAIRS = {
     "Unrolled by segments, a query for each sample": diffin.Unrolled(propagation="segments"),
     "Unrolled, a query for each sample": diffin.Unrolled(),
@@ -50,7 +60,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200, help="left out one by one")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    header = [cell for name in arguments.cases for cell in (name, "flips found", "cost")]
+    header = [cell for name in arguments.cases for cell in (name, "error", "flips found", "cost")]
     table = Table("Self-influence against retraining without the sample", "", *header)
     found = {
         name: [_answers(case(name, seed=seed), seed, arguments.samples) for seed in arguments.seeds]
@@ -60,16 +70,17 @@ def main() -> None:
         cells = []
         for answers in found.values():
             columns = zip(*(answer[label] for answer in answers), strict=True)
-            agreement, area, cost = (statistics.median(column) for column in columns)
-            cells += [f"{value:.2f}" if np.isfinite(value) else "-" for value in (agreement, area)]
+            agreement, error, area, cost = (statistics.median(column) for column in columns)
+            cells.append(f"{agreement:.3f}")
+            cells += [f"{value:.2f}" if np.isfinite(value) else "-" for value in (error, area)]
             cells.append(f"{cost:.1f}" if cost else "-")
         table.add(label, *cells)
     print(f"{machine()}; seeds {', '.join(map(str, arguments.seeds))}\n")
     print(table.markdown())
 
 
-def _answers(studied: Case, seed: int, samples: int) -> dict[str, tuple[float, float, float]]:
-    """By estimator: agreement, area, and seconds over those of a plain training."""
+def _answers(studied: Case, seed: int, samples: int) -> dict[str, tuple[float, float, float, float]]:
+    """By estimator: agreement, relative error, area, and seconds over those of a plain training."""
     folder = CACHE / f"{studied.name}-{seed}"
     run = folder / "runs" / "0"
     if not run.exists():
@@ -94,13 +105,17 @@ def _answers(studied: Case, seed: int, samples: int) -> dict[str, tuple[float, f
     truth = removed.per_query.diagonal()
     plain = plain_seconds(studied)
     answers = {}
-    for label, estimator in ESTIMATORS.items():
+    for label, (estimator, rank) in ESTIMATORS.items():
         scores, seconds = timed(
-            lambda estimator=estimator: diffin.self_influence(
-                task, trajectory, studied.train, estimator=estimator, progress=False
+            lambda estimator=estimator, rank=rank: diffin.self_influence(
+                task, trajectory, studied.train, estimator=estimator, rank=rank, progress=False
             )
         )
-        answers[label] = (*_judged(-scores.influence, -truth, chosen, studied), seconds / plain)
+        found = scores.influence
+        answers[label] = (
+            float(spearmanr(found[chosen], truth).statistic), _error(found[chosen], truth), _area(-found, studied),
+            seconds / plain,
+        )  # fmt: skip
     asked = Subset(studied.train, chosen.tolist())
     for label, estimator in PAIRS.items():
         with tempfile.TemporaryDirectory() as output:
@@ -110,17 +125,24 @@ def _answers(studied: Case, seed: int, samples: int) -> dict[str, tuple[float, f
             )
             seconds = time.process_time() - start
             own = np.concatenate([part for _, part in pairs.matrix()])[chosen].diagonal()
-        answers[label] = (float(spearmanr(own, truth).statistic), float("nan"), seconds / plain)
+        answers[label] = (
+            float(spearmanr(own, truth).statistic), _error(own, truth), float("nan"), seconds / plain
+        )  # fmt: skip
     inputs, targets = studied.train.tensors
     with torch.inference_mode():
         final = F.cross_entropy(model(inputs), targets, reduction="none").numpy()
-    answers["loss of the sample"] = (*_judged(final, -truth, chosen, studied), 0.0)
-    answers["loss, mean over checkpoints"] = (*_judged(scores.loss, -truth, chosen, studied), 0.0)
+    for label, loss in (("loss of the sample", final), ("loss, mean over checkpoints", scores.loss)):
+        agreement = float(spearmanr(loss[chosen], -truth).statistic)
+        answers[label] = (agreement, float("nan"), _area(loss, studied), 0.0)
     return answers
 
 
-def _judged(harm: np.ndarray, truth: np.ndarray, chosen: np.ndarray, studied: Case) -> tuple[float, float]:
-    return float(spearmanr(harm[chosen], truth).statistic), float(roc_auc_score(studied.flipped.numpy(), harm))
+def _error(found: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
+
+
+def _area(suspicion: np.ndarray, studied: Case) -> float:
+    return float(roc_auc_score(studied.flipped.numpy(), suspicion))
 
 
 if __name__ == "__main__":

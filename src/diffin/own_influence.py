@@ -8,9 +8,11 @@ from typing import Any
 
 from diffin.derivatives.gradient import SampleSet
 from diffin.derivatives.own import OwnExact
-from diffin.estimators import DiffIn, TracIn, build_probes
+from diffin.errors import DiffinError
+from diffin.estimators import DiffIn, ProbingEstimator, TracIn, Unrolled, build_probes, default
 from diffin.estimators.build import Draws
 from diffin.estimators.self_influence import SelfInfluence
+from diffin.estimators.self_unrolled import SelfUnrolled
 from diffin.probes import ProbeSet, clear_probes
 from diffin.scoring import Scores, score_probes
 from diffin.scoring.plan import BatchSize, Derivatives
@@ -27,8 +29,8 @@ def self_influence(
     trajectory: Trajectory,
     train_dataset: Any,
     *,
-    estimator: DiffIn | TracIn | None = None,
-    rank: int = 5,
+    estimator: Unrolled | DiffIn | TracIn | None = None,
+    rank: int | None = None,
     exact: bool = False,
     parameters: Sequence[str] | str | None = None,
     batch_size: BatchSize = "auto",
@@ -42,17 +44,19 @@ def self_influence(
 
     A sample that the rest of the data does not explain (a wrong label, a rarity) depends on its own presence: its
     self-influence is far from zero. Builds the probes (no query is needed) and measures them on every sample, like
-    :func:`diffin.score`, at two forward and backward passes a sample and checkpoint, whatever the rank.
+    :func:`diffin.score`, at two forward and backward passes a sample and checkpoint.
 
     Args:
         task: model and loss; the model is read, never written.
         trajectory: what training left behind.
         train_dataset: the samples to score: anything :func:`diffin.sources.open_source` reads.
-        estimator: ``DiffIn()`` (Eq. 12 of Tan et al.), the default, or ``TracIn()``.
-        rank: for `DiffIn`: how many eigenpairs stand for the curvature of a proxy batch. A probe is as many times as large as
-            the model.
-        exact: take a product with the curvature, and one with the sample's own Hessian, for every sample instead. Slow: to
-            check a few samples by.
+        estimator: ``Unrolled()``, by segments; ``DiffIn()`` (Eq. 12 of Tan et al.); or ``TracIn()``. ``None`` for `Unrolled`,
+            or `TracIn` where the optimizer's update is not known.
+        rank: for `Unrolled`: how many directions the curvature is followed along, 64 by default, fewer where that would take
+            more than 256 MiB. For `DiffIn`: how many eigenpairs stand for the curvature of a proxy batch, 5 by default. A
+            probe is as many times as large as the model.
+        exact: for `DiffIn` and `TracIn`: take a product with the curvature, and one with the sample's own Hessian, for every
+            sample instead. Slow: to check a few samples by.
         parameters: shell-style name patterns of the parameters to study; ``None`` for all that training could change.
         batch_size: samples measured at once; ``"auto"`` to choose it.
         output: a folder for the scores and, in ``probes/``, the probes; ``None`` to keep the scores in memory.
@@ -68,7 +72,7 @@ def self_influence(
     Raises:
         DiffinError: another estimator was passed; and see :func:`diffin.build_probes` and :func:`diffin.score_probes`.
     """
-    own = SelfInfluence(DiffIn() if estimator is None else estimator, rank, exact)
+    own = asking_itself(default(trajectory) if estimator is None else estimator, rank, exact)
     folder = None if output is None else Path(output) / _PROBES
     if folder is not None and not resume:
         clear_probes(folder)
@@ -84,6 +88,32 @@ def self_influence(
         task, probes, train_dataset, derivatives=derivatives, batch_size=batch_size, output=output, resume=resume,
         progress=progress, workers=workers, collate=collate,
     )  # fmt: skip
+
+
+def asking_itself(estimator: object, rank: int | None = None, exact: bool = False) -> ProbingEstimator:
+    """What builds the probes of self-influence.
+
+    Args:
+        estimator: whose query becomes the sample itself.
+        rank: see :func:`self_influence`.
+        exact: build them for the exact mode.
+
+    Raises:
+        DiffinError: self-influence is not known for the estimator, or it has no exact mode.
+    """
+    if isinstance(estimator, DiffIn | TracIn):
+        return SelfInfluence(estimator, exact=exact) if rank is None else SelfInfluence(estimator, rank, exact)
+    if not isinstance(estimator, Unrolled):
+        raise DiffinError(
+            f"estimator={estimator!r}: self-influence is known for diffin.Unrolled(), diffin.DiffIn() and diffin.TracIn(); "
+            "pass one of them"
+        )
+    if exact:
+        raise DiffinError(
+            "exact=True is known for diffin.DiffIn() and diffin.TracIn(); for diffin.Unrolled(), ask about some samples as "
+            "queries of their own with diffin.attribute(..., estimator=diffin.Unrolled(propagation='segments'))"
+        )
+    return SelfUnrolled(estimator) if rank is None else SelfUnrolled(estimator, rank)
 
 
 def curvature_sets(

@@ -13,28 +13,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffin import vectors
+from diffin.across_probes import AcrossProbe, End
 from diffin.errors import ProbeError
-from diffin.files import read_json, write_atomically, write_json
+from diffin.files import read_json, write_json
+from diffin.probe_files import (
+    INDEX,
+    LEFT_BEHIND,
+    OWN_FILE,
+    carried_name,
+    digest_of,
+    end_name,
+    entry_name,
+    file_names,
+    load,
+    probe_name,
+    save,
+    state_name,
+    writing,
+)
 from diffin.self_probes import SelfProbe
 from diffin.vectors import Vector
 
 FORMAT_VERSION = 1
-_INDEX = "probes.json"
-_OWN_FILE = re.compile(r"probes\.json|(state|probe|carried)-\d{8,}(-\d{3,})?\.(safetensors|json)|.*\.part|\.tmp\w+")
-_LEFT_BEHIND = re.compile(r".*\.part|\.tmp\w+")
-"""What a process that was killed while it wrote leaves; safetensors, too, writes beside the file first."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class CheckpointProbes:
     step: int
     state: dict[str, Tensor]
     probes: tuple[Probe, ...]
-    self_probes: tuple[SelfProbe, ...] = ()
+    self_probes: tuple[SelfProbe | AcrossProbe, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,8 @@ class ProbeSet:
     of_self: bool = False
     # A checkpoint may be loaded again for every block of samples; its bytes are checked the first time.
     _verified: set[str] = field(default_factory=set, compare=False, repr=False)
+    # Held once for all checkpoints that are in use.
+    _ends: WeakValueDictionary[str, End] = field(default_factory=WeakValueDictionary, compare=False, repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> ProbeSet:
@@ -115,13 +126,13 @@ class ProbeSet:
         """
         path = Path(path)
         try:
-            index = read_json(path / _INDEX)
+            index = read_json(path / INDEX)
         except FileNotFoundError:
             raise ProbeError(
-                f"{path} holds no complete probes ({_INDEX} is missing); build them with diffin.build_probes"
+                f"{path} holds no complete probes ({INDEX} is missing); build them with diffin.build_probes"
             ) from None
         except ValueError as error:
-            raise ProbeError(f"{path / _INDEX} is damaged ({error}); build the probes again") from None
+            raise ProbeError(f"{path / INDEX} is damaged ({error}); build the probes again") from None
         if index.get("format") != FORMAT_VERSION:
             raise ProbeError(f"{path} has probe format {index.get('format')!r}; this version reads {FORMAT_VERSION}")
         return cls(
@@ -131,7 +142,7 @@ class ProbeSet:
             parameters=tuple(index["parameters"]),
             metadata=index["metadata"],
             digest=index["digest"],
-            of_self=any("self" in entry for entry in index["checkpoints"]),
+            of_self=any("self" in entry or "end" in entry for entry in index["checkpoints"]),
         )
 
     def __len__(self) -> int:
@@ -147,12 +158,17 @@ class ProbeSet:
         Raises:
             ProbeError: a file is missing, truncated or does not hold what the index says.
         """
-        entry = read_json(self.path / _INDEX)["checkpoints"][position]
-        names = _file_names(entry["step"], len(entry["weights"]))
+        index = read_json(self.path / INDEX)
+        entry = index["checkpoints"][position]
+        names = file_names(entry["step"], len(entry["weights"]))
         state, *measured = (self._read(name, digest) for name, digest in zip(names, entry["digests"], strict=True))
         if "self" in entry:
             contents = zip(entry["weights"], entry["self"], measured, strict=True)
             return CheckpointProbes(entry["step"], state, (), tuple(SelfProbe.read(*content) for content in contents))
+        if "end" in entry:
+            end = self._end(end_name(index["run"]), entry["end"])
+            across = (AcrossProbe.read(w, end, tensors) for w, tensors in zip(entry["weights"], measured, strict=True))
+            return CheckpointProbes(entry["step"], state, (), tuple(across))
         probes = []
         for number, (weight, tensors) in enumerate(zip(entry["weights"], measured, strict=True)):
             parts: dict[str, Vector] = {"u": {}, "v": {}, "d": {}}
@@ -161,21 +177,19 @@ class ProbeSet:
                 parts[role][name] = tensor
             if set(parts["u"]) != set(self.parameters):
                 raise ProbeError(
-                    f"{self.path / _probe_name(entry['step'], number)} does not hold the parameters that {_INDEX} names"
+                    f"{self.path / probe_name(entry['step'], number)} does not hold the parameters that {INDEX} names"
                 )
             probes.append(Probe(weight, parts["u"], (parts["v"], parts["d"]) if parts["v"] else None))
         return CheckpointProbes(entry["step"], state, tuple(probes))
 
+    def _end(self, name: str, digest: str) -> End:
+        end = self._ends.get(name)
+        if end is None:
+            end = self._ends[name] = End.read(self._read(name, digest), self.parameters)
+        return end
+
     def _read(self, name: str, digest: str) -> dict[str, Tensor]:
-        path = self.path / name
-        try:
-            if name not in self._verified and _digest(path) != digest:
-                raise ProbeError(f"{path} is damaged: it is not what was written; build the probes again")
-            tensors = load_file(str(path))
-        except FileNotFoundError:
-            raise ProbeError(f"{path} is missing; build the probes again") from None
-        except (OSError, SafetensorError) as error:
-            raise ProbeError(f"{path} cannot be read ({error}); build the probes again") from error
+        tensors = load(self.path / name, None if name in self._verified else digest)
         self._verified.add(name)
         return tensors
 
@@ -199,6 +213,7 @@ class ProbeWriter:
         self._parameters = parameters
         self._metadata = dict(metadata)
         self._run = hashlib.sha256(json.dumps([self._metadata, parameters], sort_keys=True).encode()).hexdigest()[:16]
+        self._end: tuple[End, str] | None = None
         index = _read_index(self.path)
         if index is not None and index.get("run") != self._run:
             there = {**index.get("metadata", {}), "parameters": index.get("parameters")}
@@ -212,9 +227,13 @@ class ProbeWriter:
     def has(self, step: int) -> bool:
         """Whether an earlier, interrupted run of the same metadata has written this checkpoint completely."""
         try:
-            entry = read_json(self.path / _entry_name(step))
-            names = _file_names(step, len(entry["weights"]))
-            return bool(entry["run"] == self._run) and [_digest(self.path / name) for name in names] == entry["digests"]
+            entry = read_json(self.path / entry_name(step))
+            names = file_names(step, len(entry["weights"]))
+            if "end" in entry and entry["end"] != digest_of(self.path / end_name(self._run)):
+                return False
+            return (
+                bool(entry["run"] == self._run) and [digest_of(self.path / name) for name in names] == entry["digests"]
+            )
         except (OSError, ValueError, KeyError):
             return False
 
@@ -224,30 +243,43 @@ class ProbeWriter:
         Raises:
             ProbeError: it is damaged.
         """
-        path = self.path / _carried_name(step)
-        try:
-            return load_file(str(path))
-        except (OSError, SafetensorError) as error:
-            raise ProbeError(f"{path} cannot be read ({error}); build the probes again with resume=False") from error
+        return load(self.path / carried_name(step), None)
+
+    def end(self) -> End | None:
+        """What the probes that an earlier, interrupted run of the same metadata has written have in common, if any have."""
+        path = self.path / end_name(self._run)
+        if self._end is None and path.exists():
+            self._end = End.read(load(path, None), self._parameters), digest_of(path)
+        return None if self._end is None else self._end[0]
 
     def write(self, checkpoint: CheckpointProbes, carried: Mapping[str, Tensor] | None = None) -> None:
         """Write the probes of a checkpoint, and what building the others will need if this build is interrupted."""
         if carried:
-            _save(self.path / _carried_name(checkpoint.step), carried)
-        digests = [_save(self.path / _state_name(checkpoint.step), checkpoint.state)]
-        probes: list[Probe | SelfProbe] = [*checkpoint.probes, *checkpoint.self_probes]
+            save(self.path / carried_name(checkpoint.step), carried)
+        digests = [save(self.path / state_name(checkpoint.step), checkpoint.state)]
+        probes: list[Probe | SelfProbe | AcrossProbe] = [*checkpoint.probes, *checkpoint.self_probes]
         for number, probe in enumerate(probes):
-            digests.append(_save(self.path / _probe_name(checkpoint.step, number), probe.tensors()))
+            digests.append(save(self.path / probe_name(checkpoint.step, number), probe.tensors()))
         weights = [probe.weight for probe in probes]
         entry: dict[str, Any] = {"run": self._run, "step": checkpoint.step, "weights": weights, "digests": digests}
-        if checkpoint.self_probes:
-            entry["self"] = [probe.to_json() for probe in checkpoint.self_probes]
-        with _writing(self.path):
-            write_json(self.path / _entry_name(checkpoint.step), entry)
+        of_self = [probe for probe in checkpoint.self_probes if isinstance(probe, SelfProbe)]
+        across = [probe for probe in checkpoint.self_probes if isinstance(probe, AcrossProbe)]
+        if of_self:
+            entry["self"] = [probe.to_json() for probe in of_self]
+        elif across:
+            entry["end"] = self._written(across[0].end)
+        with writing(self.path):
+            write_json(self.path / entry_name(checkpoint.step), entry)
+
+    def _written(self, end: End) -> str:
+        """The digest of the file of an end, written unless it is there."""
+        if self._end is None or self._end[0] is not end:
+            self._end = end, save(self.path / end_name(self._run), end.tensors())
+        return self._end[1]
 
     def finish(self, steps: list[int]) -> ProbeSet:
         """Write the index over the checkpoints of ``steps`` and open the set."""
-        entries = [read_json(self.path / _entry_name(step)) for step in steps]
+        entries = [read_json(self.path / entry_name(step)) for step in steps]
         digest = hashlib.sha256(json.dumps([self._run, entries], sort_keys=True).encode()).hexdigest()[:16]
         index = {
             "format": FORMAT_VERSION,
@@ -257,12 +289,13 @@ class ProbeWriter:
             "parameters": self._parameters,
             "checkpoints": [{key: value for key, value in entry.items() if key != "run"} for entry in entries],
         }
-        with _writing(self.path):
-            write_json(self.path / _INDEX, index)
+        with writing(self.path):
+            write_json(self.path / INDEX, index)
             for step in steps:
-                (self.path / _carried_name(step)).unlink(missing_ok=True)
+                (self.path / carried_name(step)).unlink(missing_ok=True)
             for file in self.path.iterdir():
-                if _LEFT_BEHIND.fullmatch(file.name):
+                # The end of another run can only be what was interrupted before this one.
+                if LEFT_BEHIND.fullmatch(file.name) or (file.match(end_name("*")) and file.name != end_name(self._run)):
                     file.unlink()
         return ProbeSet.open(self.path)
 
@@ -271,57 +304,13 @@ def clear_probes(folder: Path) -> None:
     """Remove probes, complete or not, and nothing else, from a folder."""
     if folder.is_dir():
         for file in sorted(folder.iterdir()):
-            if file.is_file() and _OWN_FILE.fullmatch(file.name):
+            if file.is_file() and OWN_FILE.fullmatch(file.name):
                 file.unlink()
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
     """The index of a complete set; ``None`` if there is none that can be read, as after an interrupted run."""
     try:
-        return read_json(folder / _INDEX)
+        return read_json(folder / INDEX)
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _file_names(step: int, probes: int) -> list[str]:
-    return [_state_name(step), *(_probe_name(step, number) for number in range(probes))]
-
-
-def _state_name(step: int) -> str:
-    return f"state-{step:08d}.safetensors"
-
-
-def _probe_name(step: int, number: int) -> str:
-    return f"probe-{step:08d}-{number:03d}.safetensors"
-
-
-def _entry_name(step: int) -> str:
-    return f"probe-{step:08d}.json"
-
-
-def _carried_name(step: int) -> str:
-    return f"carried-{step:08d}.safetensors"
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    # A contiguous copy each: safetensors refuses tensors that share memory, as tied weights do.
-    own = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-    with _writing(path.parent), write_atomically(path) as part:
-        save_file(own, str(part))
-        return _digest(part)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turn what a full or failing disk raises into an error that says what is safe."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise ProbeError(
-            f"could not write to {folder} ({error}); free some space, and build again: what is complete is kept"
-        ) from error
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffin.attribution import shared, solved, walked
+from diffin.attribution import solved, walked
 from diffin.attribution.local import ForAll
 from diffin.attribution.queries import Queries
 from diffin.batches import digest
 from diffin.derivatives.kinks import kinks
 from diffin.errors import DatasetError, DiffinError
-from diffin.estimators import DiffIn, InverseHessian, ProbingEstimator, TracIn, Unrolled
+from diffin.estimators import DiffIn, InverseHessian, ProbingEstimator, TracIn, Unrolled, together
 from diffin.estimators.base import Built, Carried, Run, effective_rates
 from diffin.estimators.build import (
     Draws,
@@ -147,7 +147,7 @@ def builder(estimator: ProbingEstimator) -> Build:
     if isinstance(estimator, Unrolled) and estimator.propagation == "steps":
         return lambda run, queries, built, bar: walked.build(estimator, run, queries, built, bar)
     if isinstance(estimator, Unrolled):
-        return lambda run, queries, built, bar: shared.build(estimator, run, queries, built, bar)
+        return lambda run, queries, built, bar: together.build(estimator, run, built, bar, queries.gradients)
     raise DiffinError(
         f"estimator={estimator!r} does not say what it makes of single queries; pass diffin.Unrolled(), diffin.TracIn(), "
         "diffin.DiffIn(), diffin.InverseHessian() or diffin.Replay()"

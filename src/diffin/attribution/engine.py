@@ -15,9 +15,10 @@ from torch import Tensor
 from diffin import vectors
 from diffin.attribution.directions import Directions
 from diffin.batches import Batch, nbytes
-from diffin.derivatives.base import Measure, Measured, as_float64, refuse_half_precision
+from diffin.derivatives.base import Measure, Measured, refuse_half_precision
 from diffin.derivatives.hessian import difference_step
 from diffin.derivatives.per_sample import PerSampleGradients
+from diffin.derivatives.rows import pairs, summed, times
 from diffin.errors import TaskError
 from diffin.memory import from_sample_bytes, power_of_two
 from diffin.probes import CheckpointProbes, Probe, ProbeSet
@@ -152,7 +153,7 @@ def prepare(loss: PerSampleLoss, probe: Probe) -> Measure:
 
         def first_order(batch: Batch) -> Measured:
             losses, rows = gradients.rows(batch)
-            return Measured(losses, _summed(_times(row, u[name]) for name, row in rows))
+            return Measured(losses, summed(times(row, u[name]) for name, row in rows))
 
         return first_order
     ahead = PerSampleGradients(loss, vectors.add(loss.parameters, d, step))
@@ -160,33 +161,7 @@ def prepare(loss: PerSampleLoss, probe: Probe) -> Measure:
 
     def second_order(batch: Batch) -> Measured:
         (loss_ahead, plus), (loss_behind, minus) = ahead.rows(batch), behind.rows(batch)
-        terms = (_times(a - b, v[name]) / (2 * step) + _times(a + b, u[name]) / 2 for name, a, b in _pairs(plus, minus))
-        return Measured((loss_ahead + loss_behind) / 2, _summed(terms))
+        terms = (times(a - b, v[name]) / (2 * step) + times(a + b, u[name]) / 2 for name, a, b in pairs(plus, minus))
+        return Measured((loss_ahead + loss_behind) / 2, summed(terms))
 
     return second_order
-
-
-def _times(rows: Tensor, directions: Tensor) -> Tensor:
-    """Inner products of B rows with Q directions. Float64[Tensor, "B Q"]."""
-    return as_float64(rows.flatten(1) @ directions.flatten(1).T)
-
-
-def _summed(terms: Iterable[Tensor]) -> Tensor:
-    total: Tensor | None = None
-    for term in terms:
-        total = term if total is None else total.add_(term)
-    assert total is not None  # a loss has parameters
-    return total
-
-
-def _pairs(
-    one: Iterator[tuple[str, Tensor]], other: Iterator[tuple[str, Tensor]]
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What two walks over the parameters say of each; they keep step unless hooks see other parameters at one point."""
-    waiting: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-    for (name, a), (also, b) in zip(one, other, strict=True):
-        waiting[0][name], waiting[1][also] = a, b
-        del a, b
-        for ready in {name, also}:
-            if ready in waiting[0] and ready in waiting[1]:
-                yield ready, waiting[0].pop(ready), waiting[1].pop(ready)

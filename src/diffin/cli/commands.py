@@ -51,7 +51,8 @@ def score(
         bool,
         typer.Option(
             "--self-influence",
-            help="The effect of each sample on its own loss, in the place of the query's; by diffin (Eq. 12) or tracin.",
+            help="The effect of each sample on its own loss, in the place of the query's; by unrolled (the default), diffin "
+            "(Eq. 12) or tracin.",
         ),
     ] = False,
     derivatives: Annotated[
@@ -90,8 +91,9 @@ def score(
     }
     made = make_estimator(estimator, settings, seed)
     if self_influence:
-        if len(trajectories) > 1 or derivatives != "auto" or not isinstance(made, diffin.DiffIn | diffin.TracIn | None):
-            raise DiffinError("--self-influence: pass one run, --estimator diffin or tracin, and no --derivatives")
+        known = isinstance(made, diffin.Unrolled | diffin.DiffIn | diffin.TracIn | None)
+        if len(trajectories) > 1 or derivatives != "auto" or not known:
+            raise DiffinError("--self-influence: pass one run, --estimator unrolled, diffin or tracin, and no --derivatives")
         scores = diffin.self_influence(asked.task, trajectories[0], asked.train, estimator=made, **options)
     else:
         scores = diffin.score(

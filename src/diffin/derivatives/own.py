@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from diffin import vectors
+from diffin.across_probes import AcrossProbe
 from diffin.batches import Batch, batch_size, select
 from diffin.derivatives.base import Measure, Measured, as_float64, refuse_half_precision
 from diffin.derivatives.difference import refuse_step, unit_step
@@ -47,8 +48,8 @@ class OwnMeasuring(Protocol):
         """Refuse a probe of a query."""
         ...
 
-    def prepare_own(self, loss: PerSampleLoss, probe: SelfProbe) -> Measure:
-        """Do the work that all samples share, once."""
+    def prepare_own(self, loss: PerSampleLoss, probe: SelfProbe | AcrossProbe) -> Measure:
+        """Do the work that all samples share, once. Refuse a probe of the other kind."""
         ...
 
 
@@ -70,9 +71,10 @@ class OwnDifference:
         return {"name": self.name, "step": self.step}
 
     def prepare(self, loss: PerSampleLoss, probe: Probe) -> Measure:
-        raise _not_of_self(self.name)
+        raise not_of_self(self.name)
 
-    def prepare_own(self, loss: PerSampleLoss, probe: SelfProbe) -> Measure:
+    def prepare_own(self, loss: PerSampleLoss, probe: SelfProbe | AcrossProbe) -> Measure:
+        probe = _of_one_state(probe)
         if probe.curvature is not None:
             raise DerivativeError(
                 "these probes leave the curvature to the exact mode: measure them by diffin.self_influence(exact=True)"
@@ -121,9 +123,10 @@ class OwnExact:
         return {"name": self.name}
 
     def prepare(self, loss: PerSampleLoss, probe: Probe) -> Measure:
-        raise _not_of_self(self.name)
+        raise not_of_self(self.name)
 
-    def prepare_own(self, loss: PerSampleLoss, probe: SelfProbe) -> Measure:
+    def prepare_own(self, loss: PerSampleLoss, probe: SelfProbe | AcrossProbe) -> Measure:
+        probe = _of_one_state(probe)
         samples = None if probe.curvature is None else self.curvature(probe.curvature)
         drift = None if probe.drift is None else vectors.like(probe.drift, loss.parameters)
 
@@ -174,7 +177,13 @@ def _stacked(probe: SelfProbe, loss: PerSampleLoss) -> Vector | None:
     return {name: torch.stack([v[name].to(t) for _, v in probe.squares]) for name, t in loss.parameters.items()}
 
 
-def _not_of_self(name: str) -> DerivativeError:
+def _of_one_state(probe: SelfProbe | AcrossProbe) -> SelfProbe:
+    if not isinstance(probe, SelfProbe):
+        raise DerivativeError("these probes compare two states, which takes no differences; pass derivatives='auto'")
+    return probe
+
+
+def not_of_self(name: str) -> DerivativeError:
     return DerivativeError(
         f"derivatives={name!r} measures self-influence, and these are probes of a query; pass 'auto', 'difference', "
         "'forward' or 'ghost'"

@@ -10,7 +10,9 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from diffin.across_probes import AcrossProbe
 from diffin.batches import Batch, batch_size, select
+from diffin.derivatives.across import OwnAcross
 from diffin.derivatives.own import OwnDifference, OwnExact, OwnMeasuring
 from diffin.derivatives.selfcheck import TOLERANCE, BackEndCheck, SelfCheck, fastest_seconds
 from diffin.errors import DerivativeError
@@ -28,6 +30,8 @@ _UNCHECKED = {torch.float32: 3e-3, torch.float64: 1e-5}
 
 def from_description(description: Mapping[str, Any]) -> OwnMeasuring:
     """The back end that ``describe()`` described."""
+    if description.get("name") == OwnAcross.name:
+        return OwnAcross()
     if description.get("name") != OwnDifference.name:
         raise DerivativeError(
             f"derivatives={description.get('name')!r}: probes of self-influence are measured by derivatives='auto', and "
@@ -36,7 +40,7 @@ def from_description(description: Mapping[str, Any]) -> OwnMeasuring:
     return OwnDifference(float(description["step"]))
 
 
-def choose(task: Task, probes: ProbeSet, sample: Batch) -> tuple[OwnDifference, SelfCheck | None]:
+def choose(task: Task, probes: ProbeSet, sample: Batch) -> tuple[OwnMeasuring, SelfCheck | None]:
     """Compare differences of several steps with exact products on a few samples, and take the step that errs least.
 
     Args:
@@ -47,12 +51,18 @@ def choose(task: Task, probes: ProbeSet, sample: Batch) -> tuple[OwnDifference, 
     Returns:
         The back end, and what was found; ``None`` where nothing is differenced, or the model has no second derivative.
     """
+    if any(isinstance(probe, AcrossProbe) for probe in probes.load(0).self_probes):
+        return OwnAcross(), None
     with frozen(task.model):
         cases: list[tuple[PerSampleLoss, SelfProbe]] = []
         for position in sorted({0, len(probes) // 2, len(probes) - 1}):
             checkpoint = probes.load(position)
             loss = PerSampleLoss(task, checkpoint.state, list(probes.parameters))
-            cases += [(loss, probe) for probe in checkpoint.self_probes[:1] if probe.drift is not None and probe.weight]
+            cases += [
+                (loss, probe)
+                for probe in checkpoint.self_probes[:1]
+                if isinstance(probe, SelfProbe) and probe.drift is not None and probe.weight
+            ]
         dtype = next(iter(loss.parameters.values())).dtype
         unchecked = OwnDifference(_UNCHECKED.get(dtype, _UNCHECKED[torch.float32]))
         if not cases:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from diffin import vectors
+from diffin.across_probes import End
 from diffin.derivatives.gradient import SampleSet, mean_gradient
 from diffin.errors import TrajectoryError
 from diffin.probes import CheckpointProbes, Probe
@@ -79,6 +80,8 @@ class Built(Protocol):
     def has(self, step: int) -> bool: ...
 
     def carried(self, step: int) -> dict[str, Tensor]: ...
+
+    def end(self) -> End | None: ...
 
 
 @dataclass(frozen=True)

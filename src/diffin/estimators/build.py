@@ -195,5 +195,5 @@ def warn_about_the_optimizer(trajectory: Trajectory, estimator: ProbingEstimator
     if optimizer is not None and not optimizer.is_plain_sgd:
         _log.warning(
             "%s is derived for plain SGD; the run used %s, so read the scores as those of plain SGD at the same "
-            "parameters and learning rates", type(estimator).__name__, optimizer.summary,
+            "parameters and learning rates", type(getattr(estimator, "of", estimator)).__name__, optimizer.summary,
         )  # fmt: skip

@@ -121,9 +121,11 @@ def carry(
                 vectors.like(buffer, loss.parameters) if buffer else {},
             )
         probe = Probe(1 / run.dataset_size, direction)
+        del direction
         carried = {f"parameters/{name}": t for name, t in parameters.items()}
         carried |= {f"buffer/{name}": t for name, t in buffer.items()}
         yield CheckpointProbes(checkpoint.step, checkpoint.state, (probe,)), carried
+        del probe  # many directions may be stacked in it
         bar.advance()
 
 

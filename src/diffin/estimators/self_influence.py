@@ -58,10 +58,9 @@ class SelfInfluence(LocalEstimator):
     def __post_init__(self) -> None:
         if not isinstance(self.of, DiffIn | TracIn):
             raise DiffinError(
-                f"estimator={self.of!r}: self-influence is known for diffin.DiffIn() and diffin.TracIn(); pass one of them"
+                f"estimator={self.of!r}: squares of gradients answer for diffin.DiffIn() and diffin.TracIn(); pass one"
             )
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise DiffinError(f"rank={self.rank!r}: pass the number of eigenpairs of the curvature, 1 or more")
+        check_rank(self.rank, "eigenpairs of the curvature")
 
     def describe(self) -> dict[str, Any]:
         settings = {key: value for key, value in self.of.describe().items() if key != "name"}
@@ -110,6 +109,16 @@ class SelfInfluence(LocalEstimator):
             for i in largest.tolist()
             if spectrum.values[i]
         )
+
+
+def check_rank(rank: object, what: str) -> None:
+    """Refuse what is not a number of something.
+
+    Raises:
+        DiffinError: saying what to pass.
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise DiffinError(f"rank={rank!r}: pass the number of {what}, 1 or more")
 
 
 def _random_like(parameters: Vector, key: tuple[int, ...]) -> Vector:

@@ -38,7 +38,7 @@ class Card:
     Attributes:
         index: position in the training data set.
         place: 1 for the most extreme of its side.
-        rank: 1 for the most harmful of all ranked samples.
+        rank: 1 for the first of all ranked samples: the most harmful, or that which depends most on itself.
         row: its row of the scores.
         influence: signed, with its decimals aligned over the side.
         error: standard error, or ``None`` where there is none (one checkpoint).
@@ -95,6 +95,13 @@ class Side:
         return cls._of(scores, scores.most_helpful(min(top, total)) if total else [], total)
 
     @classmethod
+    def least(cls, scores: Scores, top: int, others: int) -> Side:
+        """Up to ``top`` samples of the largest influence, whatever its sign, but for ``others`` that are shown elsewhere."""
+        ranked = int(np.isfinite(scores.influence).sum())
+        count = min(top, ranked - others)
+        return cls._of(scores, scores.most_harmful(count) if count else [], ranked)
+
+    @classmethod
     def _of(cls, scores: Scores, indices: Any, total: int) -> Side:
         indices = np.asarray(indices, dtype=np.int64)
         return cls(indices, np.searchsorted(scores.index, indices), total)
@@ -114,7 +121,7 @@ def make_cards(
     Args:
         scores: of the run.
         side: what to show, most extreme first.
-        ranks: rank of every row, 1 for the most harmful.
+        ranks: rank of every row, 1 for the first.
         unit: of the page.
         flagged: indices that get a badge.
         shown: what a sample looks like, by index.

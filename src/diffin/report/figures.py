@@ -14,6 +14,7 @@ import numpy as np
 
 from diffin.report.cards import Floats, Ints
 from diffin.report.numbers import Unit, count, share, significant
+from diffin.report.words import OF_A_QUERY, Words
 from diffin.scoring.scores import Scores
 
 BINS = 61
@@ -37,7 +38,9 @@ class Figure:
     caption: str
 
 
-def distribution(influence: Floats, unit: Unit, flagged_rows: Ints, flagged_as: str) -> Figure | None:
+def distribution(
+    influence: Floats, unit: Unit, flagged_rows: Ints, flagged_as: str, words: Words = OF_A_QUERY
+) -> Figure | None:
     """A histogram with logarithmic counts over a range that outliers do not stretch.
 
     It reaches 25 interquartile ranges beyond the quartiles at most; what lies outside is counted in the caption.
@@ -54,7 +57,7 @@ def distribution(influence: Floats, unit: Unit, flagged_rows: Ints, flagged_as: 
     counts = np.histogram(values, edges)[0]
     centres, width = (edges[:-1] + edges[1:]) / 2, float(edges[1] - edges[0])
     traces: list[dict[str, Any]] = []
-    for name, colour, chosen in (("helps", "--help", centres < 0), ("harms", "--harm", centres > 0)):
+    for name, colour, chosen in ((words.lowers, "--help", centres < 0), (words.raises, "--harm", centres > 0)):
         shown = chosen & (counts > 0)
         traces.append(
             {
@@ -86,7 +89,7 @@ def distribution(influence: Floats, unit: Unit, flagged_rows: Ints, flagged_as: 
     beyond = f" Beyond this range lie {below:,} to the left and {above:,} to the right." if below + above else ""
     harm, helps = (share(float(part.mean())) for part in (values > 0, values < 0))
     caption = (
-        f"{harm} of the samples harm, {helps} help; half of them lie between {significant(first)} and "
+        f"{harm} of the samples {words.raise_}, {helps} {words.lower}; half of them lie between {significant(first)} and "
         f"{significant(third)}, the median at {significant(middle)}{f' (in {unit.label[1:]})' if unit.label else ''}. "
         f"Counts are on a logarithmic scale.{beyond}"
     )
@@ -99,16 +102,18 @@ def distribution(influence: Floats, unit: Unit, flagged_rows: Ints, flagged_as: 
 
 
 def courses(
-    scores: Scores, typical: tuple[Floats, Floats, Floats] | None, harmful: Ints, helpful: Ints, unit: Unit
-) -> Figure | None:
+    scores: Scores, typical: tuple[Floats, Floats, Floats] | None, harmful: Ints, helpful: Ints, unit: Unit,
+    words: Words = OF_A_QUERY,
+) -> Figure | None:  # fmt: skip
     """How the influence of the most extreme samples adds up over the checkpoints, beside what is typical.
 
     Args:
         scores: of the run.
         typical: the :func:`running_quantiles`.
-        harmful: rows to draw.
-        helpful: rows to draw.
+        harmful: rows to draw, of the end of the largest influence.
+        helpful: rows to draw, of the end of the smallest.
         unit: of the page.
+        words: of the page.
     """
     terms, steps, indices = scores.terms, scores.steps, scores.index
     if terms.shape[1] < 2 or typical is None:
@@ -126,7 +131,9 @@ def courses(
             "name": "9 of 10 samples",
         },
     ]
-    for name, colour, rows in (("most helpful", "--help", helpful), ("most harmful", "--harm", harmful)):
+    for name, colour, rows in (
+        (words.negative.called, "--help", helpful), (words.positive.called, "--harm", harmful)
+    ):  # fmt: skip
         for place, row in enumerate(rows):
             traces.append(
                 {
@@ -173,12 +180,12 @@ def running_quantiles(terms: Floats) -> tuple[Floats, Floats, Floats]:
     return low, middle, high
 
 
-def halves(terms: Floats, indices: Ints) -> Figure | None:
+def halves(terms: Floats, indices: Ints, words: Words = OF_A_QUERY) -> Figure | None:
     """The ranking by every other checkpoint against the ranking by the rest, as a scatter of percentiles."""
     known = np.flatnonzero(np.isfinite(terms).all(axis=1))
     if terms.shape[1] < 2 or len(known) < 10:
         return None
-    one, other = (_percentiles(terms[known, start::2].sum(axis=1)) for start in (0, 1))
+    one, other = (_percentiles(words.sign * terms[known, start::2].sum(axis=1)) for start in (0, 1))
     both = float((other[one > 90] > 90).mean())
     chosen = np.random.default_rng(0).permutation(len(known))[:SCATTER_POINTS]
     trace = {
@@ -199,8 +206,8 @@ def halves(terms: Floats, indices: Ints) -> Figure | None:
     }
     drawn = f" {len(chosen):,} of the samples are drawn." if len(chosen) < len(known) else ""
     caption = (
-        f"Of the most harmful tenth by one half of the checkpoints, {share(both)} stand in the most harmful tenth "
-        f"by the other half (10% if the ranking were noise). At 100 stands the most harmful sample.{drawn}"
+        f"Of the {words.tenth} by one half of the checkpoints, {share(both)} stand in the {words.tenth} "
+        f"by the other half (10% if the ranking were noise). At 100 stands the {words.single}.{drawn}"
     )
     return Figure([trace, diagonal], layout, caption)
 
@@ -222,7 +229,7 @@ FOUND_AT = (0.1, 0.2, 0.3)
 
 
 def search(influence: Floats, loss: Floats, flagged_rows: Ints, flagged_as: str) -> tuple[Figure, list[Found]] | None:
-    """The share of the flagged samples found against the share inspected: by influence, by mean loss, at random."""
+    """The share of the flagged samples found against the share inspected, largest first: by influence, loss, at random."""
     if not 0 < len(flagged_rows) < len(influence) or not np.isfinite(influence).any():
         return None
     is_flagged = np.zeros(len(influence), dtype=bool)

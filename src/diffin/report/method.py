@@ -110,7 +110,9 @@ class Method:
         everything = json.dumps(
             {name: value for name, value in metadata.items() if name != "failed"}, indent=2, default=str
         )
-        return cls(_SHORT_NAMES.get(kind, kind), kind, query_size, rows, back_ends, everything)
+        # Of self-influence it says whose.
+        short = str(described.get("of", kind)) if kind == "self-influence" else kind
+        return cls(_SHORT_NAMES.get(short, short), kind, query_size, rows, back_ends, everything)
 
 
 def _derivatives(metadata: Mapping[str, Any], back_ends: list[BackEnd]) -> str:

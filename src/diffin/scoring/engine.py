@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffin.across_probes import AcrossProbe
 from diffin.batches import Batch, nbytes
 from diffin.derivatives.base import Directional, Measured
 from diffin.derivatives.own import OwnMeasuring
 from diffin.errors import DerivativeError, TaskError
+from diffin.memory import power_of_two
 from diffin.probes import CheckpointProbes, ProbeSet
 from diffin.scoring.batching import BackOff
 from diffin.scoring.columns import Floats, Rows
@@ -26,6 +28,8 @@ from diffin.sources import Indices
 from diffin.task import PerSampleLoss, Task
 
 BLOCK_BYTES = 256 * 2**20
+ROWS_BYTES = 2**25
+"""The gradients of a batch with respect to the largest parameter, where they are formed."""
 _RESIDENT_SHARE = 0.25
 # A mixed probe differenced at four displaced copies of the parameters is the most that a back end keeps.
 _COPIES = 4
@@ -87,6 +91,11 @@ class Engine:
                 yield Rows(
                     indices, _stacked([losses for losses, _ in column]), _stacked([terms for _, terms in column])
                 )
+
+    def most_rows(self) -> int | None:
+        """How many samples a processor does well to measure at once; ``None`` where no gradients of samples are formed."""
+        formed = [probe.rest for probe in self._probes.load(0).self_probes if isinstance(probe, AcrossProbe)]
+        return min((power_of_two(ROWS_BYTES / max(map(nbytes, one.values()))) for one in formed), default=None)
 
     def measure_first(self, batch: Batch, size: int) -> None:
         """Measure a batch at the first checkpoint and forget it, to see what that takes."""
@@ -167,8 +176,11 @@ def _bytes_needed(checkpoint: CheckpointProbes) -> int:
     for probe in checkpoint.probes:
         total += _COPIES * nbytes(probe.u) + sum(nbytes(vector) for vector in (probe.u, *(probe.mixed or ())))
     for own in checkpoint.self_probes:
-        # The directions are stacked, and the parameters displaced to either side.
-        total += 2 * (sum(map(nbytes, own.vectors())) + nbytes(checkpoint.state))
+        if isinstance(own, AcrossProbe):
+            total += sum(map(nbytes, (own.end.state, own.end.basis, own.rest, own.directions)))
+        else:
+            # The directions are stacked, and the parameters displaced to either side.
+            total += 2 * (sum(map(nbytes, own.vectors())) + nbytes(checkpoint.state))
     return total
 
 

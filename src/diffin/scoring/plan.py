@@ -166,7 +166,8 @@ def _manifest(
 
 def _automatic(task: Task, engine: Engine, sample: Sample) -> int:
     if task.device.type != "cuda":
-        return from_sample_bytes(sample.batch, sample.count)
+        size, most = from_sample_bytes(sample.batch, sample.count), engine.most_rows()
+        return size if most is None else min(size, most)
     first = sample.thinned(_MEASURED_FIRST)
     with frozen(task.model):
         return batching.from_free_memory(first.batch, first.count, task.device, engine.measure_first)

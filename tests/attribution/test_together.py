@@ -14,9 +14,9 @@ from torch.utils.data import TensorDataset
 import diffin
 from cases import Dense
 from diffin import stacks
-from diffin.attribution import shared
-from diffin.attribution.shared import leading
 from diffin.derivatives.krylov import krylov
+from diffin.estimators import together
+from diffin.estimators.together import leading
 from diffin.task import PerSampleLoss, frozen
 from retrained import Training, mlp, sgd
 
@@ -79,7 +79,7 @@ def test_the_leading_combinations_hold_most_of_the_normalised_vectors() -> None:
 
 def test_what_the_space_does_not_hold_is_carried_as_if_the_loss_were_flat(tmp_path: Path, monkeypatch) -> None:
     """Plain SGD from one checkpoint: everything the adjoints go through, in matrices."""
-    monkeypatch.setattr(shared, "_SHARED", 2)
+    monkeypatch.setattr(together, "_SHARED", 2)
     training = Training(mlp, sgd(), checkpoints=[0])
     task, trajectory = training.recorded(tmp_path / "run")
     query = TensorDataset(*(t[:5] for t in training.query.tensors))
