@@ -5,6 +5,7 @@ Negative helps, positive harms.
 """
 
 from diffin import tasks
+from diffin.actions.delete import Deletion, Linearised, delete
 from diffin.attribution import Attribution, attribute
 from diffin.errors import DiffinError
 from diffin.estimators import DiffIn, Estimator, InverseHessian, MoSo, Replay, TracIn, Unrolled, build_probes
@@ -51,6 +52,10 @@ __all__ = [
     "Attribution",
     "parameter_influence",
     "ParameterInfluence",
+    # Act on the answer.
+    "delete",
+    "Deletion",
+    "Linearised",
     # What can go wrong.
     "DiffinError",
 ]

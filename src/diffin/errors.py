@@ -35,6 +35,10 @@ class EvaluationError(DiffinError, RuntimeError):
     """A ground truth cannot be computed, or an existing output belongs to another one."""
 
 
+class DeletionError(DiffinError, RuntimeError):
+    """Samples cannot be deleted from a model: what that takes is beyond the reach of the estimate."""
+
+
 class DatasetError(DiffinError, ValueError):
     """A dataset is empty, yields batches of no known size, or changed its length."""
 

@@ -91,9 +91,10 @@ def score(
     }
     made = make_estimator(estimator, settings, seed)
     if self_influence:
-        known = isinstance(made, diffin.Unrolled | diffin.DiffIn | diffin.TracIn | None)
-        if len(trajectories) > 1 or derivatives != "auto" or not known:
-            raise DiffinError("--self-influence: pass one run, --estimator unrolled, diffin or tracin, and no --derivatives")
+        if len(trajectories) > 1 or derivatives != "auto":
+            raise DiffinError("--self-influence: pass one run, and no --derivatives")
+        if not (made is None or isinstance(made, diffin.Unrolled | diffin.DiffIn | diffin.TracIn)):
+            raise DiffinError(f"--self-influence is not known for {estimator}; pass --estimator unrolled, diffin or tracin")
         scores = diffin.self_influence(asked.task, trajectories[0], asked.train, estimator=made, **options)
     else:
         scores = diffin.score(

@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 import diffin
 from diffin.cli.attribute import attribute
 from diffin.cli.commands import diagnose, report, score
+from diffin.cli.delete import delete
 from diffin.cli.demo import demo
 from diffin.cli.evaluate import evaluate
 from diffin.cli.options import as_options
@@ -39,7 +40,7 @@ def options(
         typer.echo(context.get_help())
 
 
-for command in (demo, score, report, diagnose, evaluate, attribute):
+for command in (demo, score, report, diagnose, evaluate, attribute, delete):
     app.command()(command)
 
 

@@ -1,0 +1,67 @@
+"""A model without some samples, and what was measured about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffin.actions.delete.certificate import Certificate
+from diffin.errors import DiffinError
+from diffin.files import read_json, write_atomically, write_json
+from diffin.sources import Indices
+
+_FORMAT = 1
+_MODEL, _SAMPLES, _CERTIFICATE = "model.safetensors", "samples.safetensors", "certificate.json"
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What :func:`diffin.delete` found.
+
+    Attributes:
+        state: every tensor of the new model by name, on the CPU; ``model.load_state_dict(deletion.state)``.
+        samples: Int64[ndarray, "Z"], the samples that were forgotten, ascending.
+        certificate: losses, accuracies, attacks and distances of the models before and after.
+    """
+
+    state: Mapping[str, Tensor]
+    samples: Indices
+    certificate: Certificate
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``model.safetensors``, a plain state dict, and beside it the samples and ``certificate.json``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        # A copy each: safetensors refuses tensors that share memory, as tied weights do.
+        state = {name: t.detach().cpu().clone().contiguous() for name, t in self.state.items()}
+        parts = {_MODEL: state, _SAMPLES: {"samples": torch.from_numpy(self.samples.copy())}}
+        for name, tensors in parts.items():
+            with write_atomically(folder / name) as part:
+                save_file(tensors, str(part))
+        write_json(folder / _CERTIFICATE, {"format": _FORMAT, **self.certificate.to_json()})
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Deletion:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DiffinError: there is no such folder, or it holds something else.
+        """
+        folder = Path(folder)
+        try:
+            content = read_json(folder / _CERTIFICATE)
+            state, samples = load_file(folder / _MODEL), load_file(folder / _SAMPLES)["samples"]
+        except FileNotFoundError as error:
+            raise DiffinError(f"{folder} holds no deletion ({error.filename} is missing); run delete again") from None
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise DiffinError(f"{folder} holds no deletion ({error}); run delete again") from error
+        if content.pop("format", None) != _FORMAT:
+            raise DiffinError(f"{folder} was written by another version of diffin; run delete again")
+        return cls(state, samples.numpy().astype(np.int64), Certificate.of_json(content))

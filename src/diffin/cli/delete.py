@@ -1,0 +1,144 @@
+"""``diffin delete``: a model that forgets some samples, and a certificate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import typer
+from rich.table import Table
+
+import diffin
+from diffin.actions.delete import Certificate, Deletion, Linearised
+from diffin.actions.delete import delete as run_deletion
+from diffin.cli.options import ProblemFile, Quiet, RunFolder, Seed, Settings, make_estimator
+from diffin.cli.terminal import console, number
+from diffin.errors import DiffinError
+from diffin.provenance import environment, write_run_file
+from diffin.sources import Indices
+
+
+def delete(
+    context: typer.Context,
+    problem: ProblemFile,
+    run: RunFolder,
+    samples: Annotated[
+        str,
+        typer.Option(
+            "--samples", help="Which to forget: indices such as 3,17,200-219, or a file of them (.txt, .npy)."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model, the certificate and the page.")],
+    estimator: Annotated[
+        Literal["linearised", "unrolled", "replay", "inverse-hessian"],
+        typer.Option(
+            "--estimator",
+            "-e",
+            help="linearised: the training of the network linearised along its path, with and without the samples; "
+            "unrolled, replay: the derivative of the training; inverse-hessian: the influence function.",
+        ),
+    ] = "linearised",
+    settings: Settings = None,
+    recovery_steps: Annotated[int, typer.Option(help="Training steps on the rest, afterwards.")] = 0,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Also train without the samples, and compare.")] = False,
+    shadows: Annotated[
+        int, typer.Option(help="Trainings for the population attack on membership; 8 or more to mean something.")
+    ] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the model even if the change is too large for the estimate.")
+    ] = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Forget samples without training again, and measure what came of it.
+
+    Example: `diffin delete problem.py runs/a --samples 3,17,200-219 -o deleted/a --retrain`. The new model is
+    deleted/a/model.safetensors, a plain state dict. The page shows losses, accuracies and attacks before and after; with
+    `--retrain`, beside those of a model that never saw the samples. The problem's query is taken for the test set.
+
+    A short training is better repeated, which is exact; deletion costs the same however long training was.
+    """
+    asked = diffin.load_problem(problem)
+    chosen = read_samples(samples)
+    found = run_deletion(
+        asked.task, diffin.Trajectory.open(run), asked.train, chosen, test=asked.query, collate=asked.collate,
+        estimator=_estimator(estimator, settings, seed), recovery_steps=recovery_steps, retrained=retrain,
+        shadows=shadows, force=force, seed=seed, progress=not quiet,
+    )  # fmt: skip
+    found.save(output)
+    write_run_file(output, "delete", context.params)
+    _print(found.certificate)
+    console.print(f"The model: {output / 'model.safetensors'}", soft_wrap=True)
+    page = _write_page(found, output / "certificate.html", seed)
+    console.print(f"[bold]The certificate:[/] {page.resolve()}", soft_wrap=True)
+
+
+def read_samples(text: str) -> Indices:
+    """Indices out of ``3,17,200-219``, or of a file: ``.npy``, or text with one or more a line.
+
+    Raises:
+        DiffinError: it is neither.
+    """
+    path = Path(text)
+    try:
+        if path.suffix == ".npy":
+            return np.asarray(np.load(path)).astype(np.int64)
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+        found: list[int] = []
+        for part in text.replace(",", " ").split():
+            first, dash, last = part.partition("-")
+            found += range(int(first), int(last) + 1) if dash else [int(first)]
+    except (OSError, ValueError):
+        raise DiffinError(f"--samples {text[:80]}: pass indices such as 3,17,200-219, or a file of them") from None
+    return np.array(found, dtype=np.int64)
+
+
+def _estimator(name: str, settings: list[str] | None, seed: int) -> Linearised | diffin.Estimator | None:
+    if name != "linearised":
+        return make_estimator(name, settings, seed)
+    values: dict[str, int | None] = {"seed": seed}
+    for setting in settings or ():
+        key, _, text = setting.partition("=")
+        if key not in Linearised.__dataclass_fields__ or not (text.isdigit() or text == "none"):
+            raise DiffinError(
+                f"--set {setting}: the settings of linearised are intervals, iterations, curvature_samples (or none), polish "
+                "and seed, whole numbers"
+            )
+        values[key] = None if text == "none" else int(text)
+    return Linearised(**values)  # type: ignore[arg-type]
+
+
+def _print(certificate: Certificate) -> None:
+    names = list(certificate.models)
+    table = Table(title=f"{certificate.settings['samples']:,} samples forgotten", title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    models = certificate.models.values()
+    for which in certificate.models["original"].on:
+        table.add_row(f"loss, {which}", *(number(m.on[which].loss, ".3f") for m in models))
+        if certificate.models["original"].on[which].accuracy is not None:
+            table.add_row(f"accuracy, {which}", *(number(m.on[which].accuracy, ".1%") for m in models))
+    for label, field in (
+        ("attack by loss, AUC", "threshold_attack"),
+        ("attack by population, AUC", "population_attack"),
+    ):
+        values = [getattr(m, field) for m in models]
+        if any(value is not None for value in values):
+            table.add_row(label, *(number(value, ".3f") for value in values))
+    console.print(table)
+    closed = certificate.models["deleted"].gap_closed
+    if closed is not None:
+        console.print(f"{closed:.0%} of the loss between the original and the retrained model is closed.")
+    took = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in certificate.seconds.items())
+    console.print(f"Time: {took}.")
+    if not certificate.regime["holds"]:
+        console.print("[bold red]The change is too large for the estimate; the model is broken.[/]")
+
+
+def _write_page(found: Deletion, path: Path, seed: int) -> Path:
+    from diffin.report.certificate import write_certificate
+
+    return write_certificate(found, path, extra={"seed": seed, **environment()})

@@ -1,0 +1,62 @@
+"""``diffin delete``."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from deletion_runs import clusters, network, trained
+from typer.testing import CliRunner
+
+from diffin.actions.delete import Deletion
+from diffin.cli.delete import delete, read_samples
+from diffin.errors import DiffinError
+
+PROBLEM = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    import diffin
+    from deletion_runs import clusters, network
+    from diffin.tasks import Classification
+
+    def problem():
+        return diffin.Problem(Classification(network()), clusters(60, 0), clusters(40, 9))
+"""
+
+
+def test_a_model_a_certificate_and_a_page_are_written(tmp_path: Path) -> None:
+    trained(tmp_path / "run", clusters(60, 0), network(), steps=120)
+    problem = tmp_path / "problem.py"
+    problem.write_text(textwrap.dedent(PROBLEM.format(tests=str(Path(__file__).parent))))
+    (tmp_path / "forget.txt").write_text("3\n17\n20-24\n")
+    app = typer.Typer()
+    app.command()(delete)
+    arguments = [
+        problem,
+        tmp_path / "run",
+        "--samples",
+        tmp_path / "forget.txt",
+        "-o",
+        tmp_path / "out",
+        "--retrain",
+        "-q",
+    ]
+    result = CliRunner().invoke(app, [str(a) for a in (*arguments, "--set", "intervals=3", "--shadows", "2")])
+    assert result.exit_code == 0, result.output
+    assert "is closed" in result.output
+    found = Deletion.open(tmp_path / "out")
+    assert found.samples.tolist() == [3, 17, 20, 21, 22, 23, 24]
+    assert found.certificate.settings["estimator"]["intervals"] == 3
+    assert (tmp_path / "out" / "certificate.html").is_file()
+    assert "command: delete" in (tmp_path / "out" / "run.yaml").read_text()
+
+
+def test_samples_are_read_from_text_and_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "some.npy", np.array([4, 2]))
+    assert read_samples("3,5-7").tolist() == [3, 5, 6, 7]
+    assert read_samples(str(tmp_path / "some.npy")).tolist() == [4, 2]
+    with pytest.raises(DiffinError, match="--samples"):
+        read_samples("three")
