@@ -5,6 +5,7 @@ Negative helps, positive harms.
 """
 
 from diffin import tasks
+from diffin.actions.clean import Suspects, clean
 from diffin.actions.delete import Deletion, Linearised, delete
 from diffin.attribution import Attribution, attribute
 from diffin.errors import DiffinError
@@ -53,6 +54,8 @@ __all__ = [
     "parameter_influence",
     "ParameterInfluence",
     # Act on the answer.
+    "clean",
+    "Suspects",
     "delete",
     "Deletion",
     "Linearised",

@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 
 import diffin
 from diffin.cli.attribute import attribute
+from diffin.cli.clean import clean
 from diffin.cli.commands import diagnose, report, score
 from diffin.cli.delete import delete
 from diffin.cli.demo import demo
@@ -40,7 +41,7 @@ def options(
         typer.echo(context.get_help())
 
 
-for command in (demo, score, report, diagnose, evaluate, attribute, delete):
+for command in (demo, score, report, diagnose, evaluate, attribute, clean, delete):
     app.command()(command)
 
 

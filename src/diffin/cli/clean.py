@@ -1,0 +1,146 @@
+"""``diffin clean``: which labels of a training set are probably wrong."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+import diffin
+from diffin.actions.clean import Suspects, cleaned, read_decisions, write_cleaned
+from diffin.actions.clean import clean as run_clean
+from diffin.actions.clean.suspects import MANIFEST
+from diffin.cli.options import ProblemFile, Quiet, RunFolder, whole
+from diffin.cli.terminal import console, plain
+from diffin.errors import DiffinError, MissingDependencyError
+from diffin.provenance import write_run_file
+from diffin.report.review import Doubt, write_review
+from diffin.tasks import Classification
+
+REVIEW, CLEANED = "review.html", "cleaned.parquet"
+_SHOWN = 10
+_MOST_REVIEWED = 1000
+_EVIDENCE = {
+    "neighbours": "near samples of the same label",
+    "mean_loss": "loss over the training",
+    "final_loss": "loss at its end",
+}
+
+
+def clean(
+    context: typer.Context,
+    problem: ProblemFile,
+    run: RunFolder,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the suspects (Parquet) and the review page.")
+    ],
+    threshold: Annotated[
+        float, typer.Option(help="From which probability of a wrong label a sample is left out.")
+    ] = 0.5,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(
+            help="What a person decided on the review page, exported from there; followed where there is one."
+        ),
+    ] = None,
+    trust_query: Annotated[
+        bool, typer.Option("--trust-query", help="The labels of the problem's query are right: use them as evidence.")
+    ] = False,
+    evidence: Annotated[
+        list[str] | None,
+        typer.Option(help="Rank by this single signal, e.g. mean_loss, in the place of all evidence. May be repeated."),
+    ] = None,
+    self_influence: Annotated[
+        bool, typer.Option("--self-influence", help="Also gradient norms and self-influence, by tracin: slower.")
+    ] = False,
+    batch_size: Annotated[str, typer.Option(help="Samples measured at once, or 'auto'.")] = "auto",
+    workers: Annotated[int, typer.Option(help="Processes that read the data.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace suspects that are there already.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the labels that are probably wrong, and what they should be.
+
+    Example: `diffin clean problem.py runs/a -o suspects`, then open `suspects/review.html`, decide by keyboard, export, and
+    `diffin clean problem.py runs/a -o suspects --decisions decisions.json`. `cleaned.parquet` holds what is left: index and
+    label. Forward passes only; a run with checkpoints from its first epochs tells most.
+    """
+    asked = diffin.load_problem(problem)
+    if not 0 <= threshold <= 1:
+        raise DiffinError(f"--threshold {threshold}: pass a probability, from 0 to 1")
+    if trust_query and asked.query is None:
+        raise DiffinError(f"--trust-query: {problem} has no query; give its Problem samples whose labels are right")
+    start = time.perf_counter()
+    if decisions is not None and not overwrite and (output / MANIFEST).exists():
+        found = Suspects.open(output)
+    else:
+        found = run_clean(
+            asked.task, diffin.Trajectory.open(run), asked.train, query=asked.query if trust_query else None,
+            evidence=evidence or "auto", self_influence=(diffin.TracIn(),) if self_influence else (),
+            batch_size="auto" if batch_size == "auto" else whole("--batch-size", batch_size),
+            collate=asked.collate, workers=workers, progress=not quiet,
+        )  # fmt: skip
+        found.save(output, overwrite=overwrite)
+        write_run_file(output, "clean", context.params)
+    decided = (
+        []
+        if decisions is None
+        else read_decisions(decisions, labels=found.given.tolist(), classes=len(found.confusion))
+    )
+    index, labels = cleaned(found, threshold, decided)
+    write_cleaned(output / CLEANED, index, labels)
+    names = _class_names(asked, len(found.confusion))
+    doubted = found.suspects(threshold)
+    console.print(
+        f"{len(doubted):,} of {len(found):,} labels doubted (estimated noise rate {found.noise_rate:.1%}), {len(index):,} "
+        f"samples left, {len(decided):,} by decision, in {time.perf_counter() - start:.1f} s -> {output}",
+        soft_wrap=True,
+    )
+    _print_doubted(found, doubted[:_SHOWN].tolist(), names)
+    if len(doubted) and decisions is None:
+        _review(found, doubted[:_MOST_REVIEWED].tolist(), asked, names, output)
+
+
+def _class_names(asked: diffin.Problem, classes: int) -> list[str]:
+    named = asked.task.class_names if isinstance(asked.task, Classification) else None
+    return list(named) if named is not None and len(named) == classes else [str(number) for number in range(classes)]
+
+
+def _print_doubted(found: Suspects, doubted: list[int], names: list[str]) -> None:
+    if not doubted:
+        return
+    table = Table(title="Most doubtful labels", title_justify="left")
+    for heading in ("sample", "given", "wrong with", "rather", "with"):
+        table.add_column(heading)
+    rows = {int(index): row for row, index in enumerate(found.index)}
+    for index in doubted:
+        row = rows[index]
+        table.add_row(
+            str(index),
+            plain(names[int(found.given[row])]),
+            f"{found.probability[row]:.0%}",
+            plain(names[int(found.suggested[row])]),
+            f"{found.suggestion_probability[row]:.0%}",
+        )
+    console.print(table)
+
+
+def _review(found: Suspects, doubted: list[int], asked: diffin.Problem, names: list[str], output: Path) -> None:
+    rows = {int(index): row for row, index in enumerate(found.index)}
+    doubts = []
+    for index in doubted:
+        row = rows[index]
+        words = tuple(
+            (text, f"{found.signals[name][row]:.2g}") for name, text in _EVIDENCE.items() if name in found.signals
+        )
+        doubts.append(
+            Doubt(index, int(found.given[row]), int(found.suggested[row]), float(found.probability[row]), words)
+        )
+    try:
+        page = write_review(doubts, output / REVIEW, problem=asked, classes=names, samples=len(found))
+    except MissingDependencyError as error:
+        console.print(f"No review page: {error}", soft_wrap=True)
+        return
+    console.print(f"Decide about them: {page}", soft_wrap=True)
