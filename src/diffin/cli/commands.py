@@ -94,7 +94,9 @@ def score(
         if len(trajectories) > 1 or derivatives != "auto":
             raise DiffinError("--self-influence: pass one run, and no --derivatives")
         if not (made is None or isinstance(made, diffin.Unrolled | diffin.DiffIn | diffin.TracIn)):
-            raise DiffinError(f"--self-influence is not known for {estimator}; pass --estimator unrolled, diffin or tracin")
+            raise DiffinError(
+                f"--self-influence is not known for {estimator}; pass --estimator unrolled, diffin or tracin"
+            )
         scores = diffin.self_influence(asked.task, trajectories[0], asked.train, estimator=made, **options)
     else:
         scores = diffin.score(
