@@ -4,7 +4,8 @@
 
 On Fashion-MNIST with a CNN of 105,866 parameters and five checkpoints. Times are medians of three that take turns, the
 exact mode's from its first 100 samples; the rank correlation is with the exact mode on `--exact` samples, and of `Unrolled`
-with an attribution that has each of 100 samples as a query; these two take most of the time. Printed as Markdown.
+with an attribution that has each of 100 samples as a query; these two take most of the time. Other libraries are asked about
+the same samples, in an environment of their own, and held against plain inference there. Printed as Markdown.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from diffin.estimators.self_influence import SelfInfluence
 from diffin.estimators.self_unrolled import SelfUnrolled
 from diffin.own_influence import curvature_sets
 from diffin.tasks import Classification
+from peers_environment import HERE, PeersError, about, ask
 from table import Table, machine
 from training import Run, Setting, infer, record
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--exact", type=int, default=500, help="samples to compare with the exact mode")
+    parser.add_argument("--no-peers", action="store_true", help="leave the other libraries out")
     parser.add_argument("--kinked", action="store_true", help="ReLU and max-pooling for GELU and average pooling")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -53,7 +56,9 @@ def main() -> None:
     kind = "kinked" if arguments.kinked else "smooth"
     with tempfile.TemporaryDirectory() as temporary:
         run = record(fashion_mnist(), kind, setting, Path(temporary) / "run")
-        table = _compare(run, arguments.exact)
+        table, tracin = _compare(run, arguments.exact)
+        if not arguments.no_peers:
+            _peers(table, run, tracin, Path(temporary))
     print(
         f"{machine()}; {kind} CNN, {arguments.samples:,} samples, {arguments.epochs} epochs, {setting.checkpoints} "
         "checkpoints\n"
@@ -61,7 +66,8 @@ def main() -> None:
     print(table.markdown())
 
 
-def _compare(run: Run, exact_samples: int) -> Table:
+def _compare(run: Run, exact_samples: int) -> tuple[Table, np.ndarray]:
+    """The table, and what TracIn says."""
     task = Classification(run.model)
     scorers: dict[str, Callable[[], object]] = {"plain": lambda: infer(run, BATCH_SIZE)}
     once: dict[str, float] = {}
@@ -116,7 +122,29 @@ def _compare(run: Run, exact_samples: int) -> Table:
         "",
         "1",
     )
-    return table
+    return table, influence["TracIn"]
+
+
+def _peers(table: Table, run: Run, tracin: np.ndarray, folder: Path) -> None:
+    """Other libraries; theirs are first order at all checkpoints, or of the last one only."""
+    question = about(run, run.query, batch_size=BATCH_SIZE, asked="own")
+    try:
+        answers = ask(question, folder, script=HERE / "peers_of_pairs.py", seconds=3600)
+    except PeersError as error:
+        table.add("other libraries", str(error), *[""] * 4)
+        return
+    for name, answer in answers.items():
+        if "failure" in answer:
+            table.add(name, answer["failure"], *[""] * 4)
+            continue
+        # Their sign is the opposite of ours: positive helps.
+        agreement = float(spearmanr(-answer["scores"].numpy(), tracin).statistic)
+        states = "last checkpoint" if answer["checkpoints"] == 1 else f"{answer['checkpoints']} checkpoints"
+        table.add(
+            f"{name} {answer['version']}, {states}", f"{answer['seconds']:.2f}",
+            f"{answer['seconds'] / answer['plain_seconds']:.1f}", f"{answer['preparation_seconds']:.1f}", "",
+            f"with TracIn {agreement:.3f}",
+        )  # fmt: skip
 
 
 def _exact(task: Classification, run: Run, samples: int) -> tuple[np.ndarray, float]:

@@ -7,6 +7,7 @@ Negative helps, positive harms.
 from diffin import tasks
 from diffin.actions.clean import Suspects, clean
 from diffin.actions.delete import Deletion, Linearised, delete
+from diffin.actions.select import Iterated, Selection, select
 from diffin.attribution import Attribution, attribute
 from diffin.errors import DiffinError
 from diffin.estimators import DiffIn, Estimator, InverseHessian, MoSo, Replay, TracIn, Unrolled, build_probes
@@ -59,6 +60,9 @@ __all__ = [
     "delete",
     "Deletion",
     "Linearised",
+    "select",
+    "Selection",
+    "Iterated",
     # What can go wrong.
     "DiffinError",
 ]

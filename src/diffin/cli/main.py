@@ -17,6 +17,7 @@ from diffin.cli.delete import delete
 from diffin.cli.demo import demo
 from diffin.cli.evaluate import evaluate
 from diffin.cli.options import as_options
+from diffin.cli.select import select
 from diffin.cli.terminal import errors, plain
 from diffin.errors import DiffinError, ProblemError
 
@@ -41,7 +42,7 @@ def options(
         typer.echo(context.get_help())
 
 
-for command in (demo, score, report, diagnose, evaluate, attribute, clean, delete):
+for command in (demo, score, report, diagnose, evaluate, attribute, clean, delete, select):
     app.command()(command)
 
 
