@@ -79,25 +79,6 @@ class Task(ABC):
         raise TaskError("the model of the task has no parameters; there is nothing that training could have changed")
 
 
-class OutputTask(Task):
-    """A task whose loss sees the model through its outputs only, as most do.
-
-    Write :meth:`outputs` and :meth:`losses_of` in the place of :meth:`losses`. What it gains is the Gauss-Newton matrix, the
-    curvature of the loss without that of the model.
-    """
-
-    @abstractmethod
-    def outputs(self, batch: Batch) -> Tensor:
-        """What the model puts out, e.g. logits. Float[Tensor, "B ..."]."""
-
-    @abstractmethod
-    def losses_of(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """The losses of these outputs, as :meth:`losses` returns them; a smooth function of them, convex if possible."""
-
-    def losses(self, batch: Batch) -> Tensor:
-        return self.losses_of(self.outputs(batch), batch)
-
-
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode with normalisation statistics that stay as they are.
@@ -150,11 +131,8 @@ class _LossModule(nn.Module):
         self.model = task.model
         self._task = task
 
-    def forward(self, batch: Batch, outputs: bool) -> Tensor:
-        if not outputs:
-            return self._task.losses(batch)
-        assert isinstance(self._task, OutputTask)  # it is asked before
-        return self._task.outputs(batch)
+    def forward(self, batch: Batch) -> Tensor:
+        return self._task.losses(batch)
 
 
 class PerSampleLoss:
@@ -216,16 +194,9 @@ class PerSampleLoss:
 
     def __call__(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Losses of ``batch`` (already on the device) at ``parameters``. Float[Tensor, "B"]."""
-        return self._called(parameters, batch, outputs=False)
-
-    def outputs(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """What the model of an :class:`OutputTask` puts out there. Float[Tensor, "B ..."]."""
-        return self._called(parameters, batch, outputs=True)
-
-    def _called(self, parameters: Mapping[str, Tensor], batch: Batch, *, outputs: bool) -> Tensor:
         tensors = {f"model.{name}": tensor for name, tensor in (*self.rest.items(), *parameters.items())}
-        returned: Tensor = functional_call(self._module, tensors, (batch, outputs), tie_weights=True)
-        return returned
+        losses: Tensor = functional_call(self._module, tensors, (batch,), tie_weights=True)
+        return losses
 
     def to_device(self, batch: Batch) -> Batch:
         return to_device(batch, self.device)

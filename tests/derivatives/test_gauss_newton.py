@@ -20,7 +20,7 @@ from diffin.estimators.replay import query_adjoint
 from diffin.rerun import Rerun, walk
 from diffin.rerun.products import carry_back
 from diffin.sources import open_source
-from diffin.task import OutputTask, PerSampleLoss, frozen
+from diffin.task import PerSampleLoss, Task, frozen
 from diffin.tasks import Classification, FunctionTask, Regression
 from repeatable import set_of
 from retrained import Training, sgd
@@ -55,8 +55,8 @@ def batches(count: int = 5, classes: bool = True) -> list[tuple[Tensor, Tensor]]
     return [(x[:2], y[:2]), (x[2:], y[2:])]
 
 
-def dense(task: OutputTask, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean over samples of J' L J, parameters in the order of the model."""
+def dense(task: Task, of_outputs: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean over samples of J' L J, parameters in the order of the model; L of a loss written down again."""
     inputs, targets = batch
     parameters = dict(task.model.named_parameters())
     jacobian = jacrev(lambda p: functional_call(task.model, p, (inputs,)))(
@@ -66,31 +66,60 @@ def dense(task: OutputTask, batch: tuple[Tensor, Tensor]) -> Tensor:
     total = torch.zeros(rows.shape[2], rows.shape[2], dtype=torch.float64)
     outputs = task.model(inputs).detach()
     for sample, row in enumerate(rows):
-        one = (inputs[sample : sample + 1], targets[sample : sample + 1])
-        curvature = torch.autograd.functional.hessian(
-            lambda z, one=one: task.losses_of(z[None], one).sum(), outputs[sample]
-        )
+        one = targets[sample : sample + 1]
+        curvature = torch.autograd.functional.hessian(lambda z, one=one: of_outputs(z[None], one), outputs[sample])
         total += row.T @ curvature @ row
     return total / len(rows)
 
 
+WEIGHTS = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+
+
+def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, weight=WEIGHTS, reduction="sum")
+
+
 @pytest.mark.parametrize(
-    ("build", "make"),
+    ("build", "make", "of_outputs"),
     [
-        (kinked, lambda m: Classification(m, label_smoothing=0.1)),
-        (kinked, Regression),
-        (attentive, lambda m: Classification(m, class_weights=torch.tensor([1.0, 2.0, 0.5]))),
+        (
+            kinked,
+            lambda m: Classification(m, label_smoothing=0.1),
+            lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1),
+        ),
+        (kinked, Regression, F.mse_loss),
+        (attentive, lambda m: Classification(m, class_weights=WEIGHTS), weighted),
+        (
+            kinked,
+            lambda m: FunctionTask(m, lambda n, b: (n(b[0]) + 2 * n(0.5 * b[0])).square().sum(1)),
+            None,
+        ),
     ],
+    ids=["smoothed", "squared", "attention", "two calls"],
 )
-def test_products_are_those_of_the_dense_matrix(build: Any, make: Any) -> None:
+def test_products_are_those_of_the_dense_matrix(build: Any, make: Any, of_outputs: Any) -> None:
     task = make(build().eval())
     parts = batches(classes=isinstance(task, Classification))
+    whole = (torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
     with frozen(task.model):
         loss = PerSampleLoss(task)
         vector = {name: torch.randn_like(t) for name, t in loss.parameters.items()}
         found = gauss_newton_product(loss, SampleSet(lambda: parts, "the set"), vector)
-        whole = (torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
-        wanted = dense(task, whole) @ torch.cat([vector[name].flatten() for name in loss.parameters])
+        if of_outputs is None:
+
+            class Both(nn.Module):
+                def __init__(self, inner: nn.Module) -> None:
+                    super().__init__()
+                    self.inner = inner
+
+                def forward(self, x: Tensor) -> Tensor:
+                    outputs: Tensor = self.inner(x) + 2 * self.inner(0.5 * x)
+                    return outputs
+
+            matrix = dense(FunctionTask(Both(task.model), lambda n, b: n(b[0])), lambda z, y: z.square().sum(), whole)
+        else:
+            matrix = dense(task, of_outputs, whole)
+        wanted = matrix @ torch.cat([vector[name].flatten() for name in loss.parameters])
     torch.testing.assert_close(torch.cat([found[name].flatten() for name in loss.parameters]), wanted)
 
 
@@ -122,18 +151,38 @@ def test_samples_without_a_finite_loss_are_left_out() -> None:
     assert vectors.norm(vectors.add(found, wanted, -1.0)) < 1e-12 * vectors.norm(wanted)
 
 
-def test_a_task_whose_loss_is_not_of_its_outputs_is_refused() -> None:
+def test_a_loss_that_sees_the_parameters_otherwise_is_refused() -> None:
     class Penalised(Classification):
         def losses(self, batch: Any) -> Tensor:
             return super().losses(batch) + sum(p.square().sum() for p in self.model.parameters())
 
-    model = kinked().eval()
-    for task in (Penalised(model), FunctionTask(model, lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"))):
-        with frozen(model):
+    class Inner(Classification):
+        def losses(self, batch: Any) -> Tensor:
+            return F.cross_entropy(self.model[5](self.model[:5](batch[0])), batch[1], reduction="none")
+
+    for kind in (Penalised, Inner):
+        task = kind(kinked().eval())
+        with frozen(task.model):
             loss = PerSampleLoss(task)
             assert not bears_gauss_newton(loss, batches()[0])
-            with pytest.raises(DerivativeError, match="OutputTask"):
+            with pytest.raises(DerivativeError, match="alone"):
                 gauss_newton_product(loss, SampleSet(batches, "the set"), loss.parameters)
+
+
+def test_a_model_that_returns_several_tensors_is_refused() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(36, 3).double()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.inner(x.flatten(1)), x
+
+    task = FunctionTask(Pair(), lambda m, b: F.cross_entropy(m(b[0])[0], b[1], reduction="none"))
+    with frozen(task.model):
+        loss = PerSampleLoss(task)
+        with pytest.raises(DerivativeError, match="tuple"):
+            gauss_newton_product(loss, SampleSet(batches, "the set"), loss.parameters)
 
 
 def test_an_operation_without_forward_mode_is_noticed() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffin import vectors
 from diffin.derivatives.base import refuse_half_precision
-from diffin.derivatives.gauss_newton import along_outputs
+from diffin.derivatives.gauss_newton import batch_gauss_newton
 from diffin.derivatives.hessian import HessianProduct, difference_step
 from diffin.rerun.adjoint import Adjoint
 from diffin.rerun.rerun import SATURATION, Rerun
@@ -87,7 +87,7 @@ def _gauss_newton(rerun: Rerun, state: State, direction: Mapping[str, Tensor]) -
     # A copy: a model in training mode writes its statistics.
     buffers = {name: t.clone() for name, t in state.buffers.items()}
     for taken, batch in rerun.parts(state.step):
-        _, product = along_outputs(rerun.loss, state.parameters, batch, along, beside=buffers)
+        _, product = batch_gauss_newton(rerun.loss, batch, along, at=state.parameters, beside=buffers)
         for tensor, part in zip(total.values(), product, strict=True):
             if part is not None:
                 tensor.add_(part, alpha=taken.share)

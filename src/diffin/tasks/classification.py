@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from diffin.batches import Batch
 from diffin.errors import TaskError
-from diffin.task import OutputTask
+from diffin.task import Task
 from diffin.tasks.supervised import call, split, widened
 
 
-class Classification(OutputTask):
+class Classification(Task):
     """Cross-entropy of a model that returns logits.
 
     A batch is ``(inputs, targets)``, or a mapping with ``labels`` (or ``label``, ``targets``, ``target``). Inputs that
@@ -42,22 +42,17 @@ class Classification(OutputTask):
         self.class_weights = class_weights
         self.class_names = list(class_names) if class_names is not None else None
 
-    def outputs(self, batch: Batch) -> Tensor:
-        """Logits, Float[Tensor, "B C"]."""
-        inputs, _ = split(batch)
+    def losses(self, batch: Batch) -> Tensor:
+        inputs, targets = split(batch)
         logits = widened(call(self.model, inputs))
         if logits.ndim != 2:
             raise TaskError(
                 f"the model returned shape {tuple(logits.shape)}; Classification needs logits of shape (B, classes)"
             )
-        return logits
-
-    def losses_of(self, outputs: Tensor, batch: Batch) -> Tensor:
-        _, targets = split(batch)
-        weights = None if self.class_weights is None else self.class_weights.to(outputs)
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
         if targets.is_floating_point():
-            targets = targets.to(outputs.dtype)
-        return F.cross_entropy(outputs, targets, weight=weights, reduction="none", label_smoothing=self.label_smoothing)
+            targets = targets.to(logits.dtype)
+        return F.cross_entropy(logits, targets, weight=weights, reduction="none", label_smoothing=self.label_smoothing)
 
     def predictions(self, batch: Batch) -> list[str]:
         inputs, _ = split(batch)

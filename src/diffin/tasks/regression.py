@@ -6,19 +6,18 @@ from torch import Tensor
 
 from diffin.batches import Batch
 from diffin.errors import TaskError
-from diffin.task import OutputTask
+from diffin.task import Task
 from diffin.tasks.supervised import call, split, widened
 
 
-class Regression(OutputTask):
+class Regression(Task):
     """Squared error, averaged over the output dimensions of a sample, as ``torch.nn.MSELoss`` does.
 
     A batch is as for :class:`~diffin.tasks.Classification`; targets have the shape of the model's output, or (B,) for an
     output of shape (B, 1).
     """
 
-    def outputs(self, batch: Batch) -> Tensor:
-        """Float[Tensor, "B ..."]."""
+    def losses(self, batch: Batch) -> Tensor:
         inputs, targets = split(batch)
         output = widened(call(self.model, inputs))
         if tuple(d for d in output.shape[1:] if d != 1) != tuple(d for d in targets.shape[1:] if d != 1) or (
@@ -27,11 +26,7 @@ class Regression(OutputTask):
             raise TaskError(
                 f"the model returned shape {tuple(output.shape)} for targets of shape {tuple(targets.shape)}; they must agree"
             )
-        return output
-
-    def losses_of(self, outputs: Tensor, batch: Batch) -> Tensor:
-        _, targets = split(batch)
-        error = outputs.reshape(len(targets), -1) - targets.to(outputs.dtype).reshape(len(targets), -1)
+        error = output.reshape(len(targets), -1) - targets.to(output.dtype).reshape(len(targets), -1)
         return error.square().mean(dim=-1)
 
     def predictions(self, batch: Batch) -> list[str]:

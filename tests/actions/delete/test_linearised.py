@@ -15,7 +15,7 @@ from torch.func import functional_call, jacrev
 from diffin.actions.delete.linearised import linearised_gradient, linearised_losses
 from diffin.actions.delete.minimise import minimise
 from diffin.derivatives.gradient import SampleSet
-from diffin.errors import TaskError
+from diffin.errors import DerivativeError
 from diffin.task import PerSampleLoss, Task, frozen
 from diffin.tasks import Classification
 
@@ -77,7 +77,7 @@ def test_losses_that_go_around_the_model_are_refused() -> None:
             return first(batch[0]).square().sum(dim=1)
 
     model = network()
-    with frozen(model), pytest.raises(TaskError, match=r"self\.model"):
+    with frozen(model), pytest.raises(DerivativeError, match=r"self\.model"):
         linearised_losses(PerSampleLoss(Around(model)), displacement(model), clusters(4, 1).tensors)
     assert not model._forward_hooks
 

@@ -85,7 +85,8 @@ def delete(
             the reach of the estimate, and the model broken; nothing is returned unless ``force``.
         DatasetError: a sample is not in the training set or comes twice, or none is left.
         TrajectoryError: the trajectory does not fit the model, or a training that has to be repeated cannot be.
-        TaskError: the task's losses cannot be used, or its model cannot be linearised.
+        TaskError: the task's losses cannot be used.
+        DerivativeError: the model cannot be linearised, or a loss is not finite.
     """
     check_types(task, trajectory, Unrolled())
     if shadows < 0 or recovery_steps < 0:

@@ -113,7 +113,6 @@ def follow(run: Run, chosen: Indices, estimator: Linearised, bar: Phase) -> Vect
         bar: to advance by :func:`work`.
 
     Raises:
-        TaskError: the model cannot be linearised.
         TrajectoryError: the formula of the optimizer is unknown.
         DerivativeError: a loss is not finite.
     """

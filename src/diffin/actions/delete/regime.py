@@ -13,7 +13,7 @@ from torch import Tensor
 from diffin import vectors
 from diffin.actions.delete.linearised import linearised_losses
 from diffin.derivatives.gradient import SampleSet, mean_gradient
-from diffin.errors import TaskError
+from diffin.errors import DerivativeError
 from diffin.task import PerSampleLoss, Task, frozen
 from diffin.vectors import Vector
 
@@ -104,7 +104,7 @@ def _along(loss: PerSampleLoss, delta: Vector, samples: SampleSet) -> tuple[tupl
     actual = tuple(_mean(loss, vectors.add(loss.parameters, d), samples) for d in displacements)
     try:
         return tuple(_mean_linearised(loss, d, samples) for d in displacements), actual
-    except TaskError:
+    except DerivativeError:
         found = mean_gradient(loss, samples)
         return tuple(found.value + vectors.dot(found.gradient, d) for d in displacements), actual
 
