@@ -68,14 +68,18 @@ class Unrolled(ProbingEstimator):
         rank: Hessian products per checkpoint.
         curvature_samples: training samples that stand for the curvature, drawn anew at every checkpoint; ``None`` for all.
         seed: of those draws.
-        hessian: how a product with the Hessian is taken. ``"difference"``: the difference of two gradients, one of which is
-            there anyway; costs a third to a half of ``"exact"`` and ranks the same where the model is smooth, and computes in
-            float32 at least. ``"gauss-newton"``: the curvature of the loss in the outputs of the model only; it costs less
-            than ``"exact"``, forgets what a small step of the parameters does to the model's own curvature, and is steadier where
-            training is erratic. ``"auto"``: differences where the model is smooth; where its slope jumps (ReLU, max-pooling),
-            which makes differences worthless, Gauss-Newton where the losses go through calls of the model alone, and exact
-            ones elsewhere. It cannot be seen from outside whether a model computes in less than float32 (autocast, TF32):
-            pass ``"exact"`` or ``"gauss-newton"`` there.
+        hessian: how a product with the Hessian is taken.
+
+            - ``"exact"`` differentiates twice.
+            - ``"difference"``: the difference of two gradients, one of which is there anyway. It costs a third to a half, and
+              ranks the same where the model is smooth and computes in float32 at least.
+            - ``"gauss-newton"``: the curvature of the loss in the outputs of the model only. It costs less than ``"exact"``,
+              forgets what a small step does to the model's own curvature, and is steadier where training is erratic.
+            - ``"auto"``: differences where the model is smooth; where its slope jumps (ReLU, max-pooling), which makes them
+              worthless, Gauss-Newton where the losses go through calls of the model alone, and exact ones elsewhere.
+
+            It cannot be seen from outside whether a model computes in less than float32 (autocast, TF32): pass ``"exact"`` or
+            ``"gauss-newton"`` there.
     """
 
     propagation: Propagation = "auto"
