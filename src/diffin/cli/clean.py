@@ -13,9 +13,11 @@ import diffin
 from diffin.actions.clean import Suspects, cleaned, read_decisions, write_cleaned
 from diffin.actions.clean import clean as run_clean
 from diffin.actions.clean.suspects import MANIFEST
+from diffin.cli.export import Apply, From, HardLink, LabelColumn, opened
 from diffin.cli.options import ProblemFile, Quiet, RunFolder, whole
 from diffin.cli.terminal import console, plain
 from diffin.errors import DiffinError, MissingDependencyError
+from diffin.export import Chosen, export
 from diffin.provenance import write_run_file
 from diffin.report.review import Doubt, write_review
 from diffin.tasks import Classification
@@ -59,21 +61,28 @@ def clean(
     batch_size: Annotated[str, typer.Option(help="Samples measured at once, or 'auto'.")] = "auto",
     workers: Annotated[int, typer.Option(help="Processes that read the data.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace suspects that are there already.")] = False,
+    apply: Apply = None,
+    source: From = None,
+    label_column: LabelColumn = None,
+    hard_link: HardLink = False,
     quiet: Quiet = False,
 ) -> None:
     """Find the labels that are probably wrong, and what they should be.
 
     Example: `diffin clean problem.py runs/a -o suspects`, then open `suspects/review.html`, decide by keyboard, export, and
     `diffin clean problem.py runs/a -o suspects --decisions decisions.json`. `cleaned.parquet` holds what is left: index and
-    label. Forward passes only; a run with checkpoints from its first epochs tells most.
+    label. With `--apply data/clean --from data/train`, the data themselves are written without the rest, those that a person
+    relabelled under their new label. With either option, suspects that are in the folder already are not computed again.
+    Forward passes only; a run with checkpoints from its first epochs tells most.
     """
     asked = diffin.load_problem(problem)
     if not 0 <= threshold <= 1:
         raise DiffinError(f"--threshold {threshold}: pass a probability, from 0 to 1")
     if trust_query and asked.query is None:
         raise DiffinError(f"--trust-query: {problem} has no query; give its Problem samples whose labels are right")
+    data = opened(asked, apply, source, label_column, hard_link)
     start = time.perf_counter()
-    if decisions is not None and not overwrite and (output / MANIFEST).exists():
+    if (decisions is not None or apply is not None) and not overwrite and (output / MANIFEST).exists():
         found = Suspects.open(output)
     else:
         found = run_clean(
@@ -101,6 +110,10 @@ def clean(
     _print_doubted(found, doubted[:_SHOWN].tolist(), names)
     if len(doubted) and decisions is None:
         _review(found, doubted[:_MOST_REVIEWED].tolist(), asked, names, output)
+    if data is not None and apply is not None:
+        chosen = Chosen(len(found), index, found.given, labels)
+        export(data, apply, chosen)
+        console.print(f"{len(index):,} samples, {len(chosen.relabelled):,} relabelled -> {apply}", soft_wrap=True)
 
 
 def _class_names(asked: diffin.Problem, classes: int) -> list[str]:

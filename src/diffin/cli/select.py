@@ -12,10 +12,12 @@ from rich.table import Table
 import diffin
 from diffin.actions.select import Iterated, Method, Selection
 from diffin.actions.select import select as run_selection
+from diffin.cli.export import Apply, From, HardLink, LabelColumn, opened
 from diffin.cli.options import EstimatorName, ProblemFile, Quiet, Settings, make_estimator
 from diffin.cli.terminal import console
 from diffin.errors import DiffinError
 from diffin.estimators import ProbingEstimator
+from diffin.export import Chosen, export_parts
 from diffin.provenance import write_run_file
 
 _DEFAULTS = Iterated()
@@ -70,6 +72,10 @@ def select(
     resume: Annotated[
         bool, typer.Option(help="Go on with an interrupted selection; --no-resume replaces what is there.")
     ] = True,
+    apply: Apply = None,
+    source: From = None,
+    label_column: LabelColumn = None,
+    hard_link: HardLink = False,
     quiet: Quiet = False,
 ) -> None:
     """Choose a part of the training set to train on.
@@ -77,9 +83,11 @@ def select(
     Example: `diffin select problem.py -o kept --fractions 0.1,0.3`. The problem's `fit(indices, folder, seed)` trains a new
     model on those samples and records it; eight trainings a share, and the query judges the result. Every other method goes
     by one training: `diffin select problem.py runs/a -o kept-ccs --method ccs`. Killed, the same command goes on with the
-    round it was at.
+    round it was at. `--apply data/kept --from data/train` also writes the samples themselves; of several shares, into a
+    folder each, `data/kept/0.1`.
     """
     asked = diffin.load_problem(problem)
+    data = opened(asked, apply, source, label_column, hard_link)
     start = time.perf_counter()
     selection = run_selection(
         asked.task, asked.train, fractions=_shares(fractions), method=method, query=asked.query, fit=asked.fit, seed=seed,
@@ -93,6 +101,11 @@ def select(
         soft_wrap=True,
     )
     console.print(_table(selection))
+    if data is not None and apply is not None:
+        names = [f"{kept.fraction:g}" if len(selection) > 1 else "" for kept in selection.kept]
+        parts = zip(names, selection.kept, strict=True)
+        export_parts(data, apply, {name: Chosen(selection.size, kept.indices) for name, kept in parts})
+        console.print(f"The samples themselves -> {', '.join(str(apply / name) for name in names)}", soft_wrap=True)
     cost = selection.cost
     console.print(
         f"In all {cost.trainings} trainings; {cost.training_seconds:,.1f} s in those made here, "

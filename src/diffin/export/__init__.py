@@ -1,0 +1,8 @@
+"""Writing to disk what is left of a training set: image folders, Hugging Face datasets, Parquet and WebDataset shards."""
+
+from diffin.export.chosen import Chosen
+from diffin.export.data import Data
+from diffin.export.opening import open_data
+from diffin.export.writing import check_destination, export, export_parts
+
+__all__ = ["Chosen", "Data", "check_destination", "export", "export_parts", "open_data"]
