@@ -59,6 +59,8 @@ def delete(
 
     A short training is better repeated, which is exact; deletion costs the same however long training was.
     """
+    if output.exists() and not output.is_dir():
+        raise DiffinError(f"--output {output} is a file; pass a folder")
     asked = diffin.load_problem(problem)
     chosen = read_samples(samples)
     found = run_deletion(
@@ -78,21 +80,33 @@ def read_samples(text: str) -> Indices:
     """Indices out of ``3,17,200-219``, or of a file: ``.npy``, or text with one or more a line.
 
     Raises:
-        DiffinError: it is neither.
+        DiffinError: it is neither, or a range runs backwards.
     """
     path = Path(text)
+    found: list[int] = []
     try:
         if path.suffix == ".npy":
-            return np.asarray(np.load(path)).astype(np.int64)
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-        found: list[int] = []
-        for part in text.replace(",", " ").split():
+            # Not made whole numbers of: that fractions or a mask are none is for `delete` to say.
+            return np.asarray(np.load(path))
+        listed = path.read_text(encoding="utf-8") if _is_file(path) else text
+        for part in listed.replace(",", " ").split():
             first, dash, last = part.partition("-")
-            found += range(int(first), int(last) + 1) if dash else [int(first)]
-    except (OSError, ValueError):
-        raise DiffinError(f"--samples {text[:80]}: pass indices such as 3,17,200-219, or a file of them") from None
+            indices = range(int(first), int(last) + 1) if dash else [int(first)]
+            if not indices:
+                raise DiffinError(f"--samples {part}: the range holds nothing; pass the lower index first")
+            found += indices
+    except (OSError, EOFError, ValueError):
+        raise DiffinError(
+            f"--samples {text[:80]}: neither indices such as 3,17,200-219 nor a file of them (.txt, .npy) that can be read"
+        ) from None
     return np.array(found, dtype=np.int64)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # A list of many indices is longer than the name of a file may be.
+        return False
 
 
 def _estimator(name: str, settings: list[str] | None, seed: int) -> Linearised | diffin.Estimator | None:
@@ -101,10 +115,10 @@ def _estimator(name: str, settings: list[str] | None, seed: int) -> Linearised |
     values: dict[str, int | None] = {"seed": seed}
     for setting in settings or ():
         key, _, text = setting.partition("=")
-        if key not in Linearised.__dataclass_fields__ or not (text.isdigit() or text == "none"):
+        if key not in Linearised.__dataclass_fields__ or not (text.isdecimal() or text == "none"):
             raise DiffinError(
-                f"--set {setting}: the settings of linearised are intervals, iterations, curvature_samples (or none), polish "
-                "and seed, whole numbers"
+                f"--set {setting}: the settings of linearised are intervals, curvature_samples (either may be none), "
+                "iterations, polish and seed, whole numbers"
             )
         values[key] = None if text == "none" else int(text)
     return Linearised(**values)  # type: ignore[arg-type]

@@ -12,8 +12,10 @@ from deletion_runs import clusters, network, trained
 from typer.testing import CliRunner
 
 from diffin.actions.delete import Deletion
+from diffin.actions.delete.measuring import checked
 from diffin.cli.delete import delete, read_samples
-from diffin.errors import DiffinError
+from diffin.errors import DatasetError, DiffinError
+from diffin.sources import open_source
 
 PROBLEM = """
     import sys
@@ -60,3 +62,34 @@ def test_samples_are_read_from_text_and_files(tmp_path: Path) -> None:
     assert read_samples(str(tmp_path / "some.npy")).tolist() == [4, 2]
     with pytest.raises(DiffinError, match="--samples"):
         read_samples("three")
+
+
+def test_a_list_longer_than_the_name_of_a_file_is_read() -> None:
+    assert read_samples(",".join(map(str, range(500)))).tolist() == list(range(500))
+
+
+def test_what_holds_no_indices_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.npy").touch()
+    for given, words in (
+        ("missing.txt", "neither indices"),
+        (str(tmp_path / "empty.npy"), "neither indices"),
+        (str(tmp_path), "neither indices"),
+        ("3,9-5", "9-5: the range holds nothing"),
+    ):
+        with pytest.raises(DiffinError, match=words):
+            read_samples(given)
+
+
+def test_fractions_are_not_made_indices_of(tmp_path: Path) -> None:
+    np.save(tmp_path / "fractions.npy", np.array([0.7, 2.2]))
+    with pytest.raises(DatasetError, match="whole numbers"):
+        checked(read_samples(str(tmp_path / "fractions.npy")), open_source(clusters(60, 0)))
+
+
+def test_a_file_is_no_folder_for_the_output(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    app = typer.Typer()
+    app.command()(delete)
+    arguments = ["problem.py", "run", "--samples", "3", "-o", str(tmp_path / "file")]
+    with pytest.raises(DiffinError, match="is a file; pass a folder"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -14,7 +14,7 @@ import diffin
 from diffin import vectors
 from diffin.actions.delete import Deletion, Linearised, delete
 from diffin.actions.delete.path import boundaries
-from diffin.errors import DatasetError, DiffinError
+from diffin.errors import DatasetError, DiffinError, TrajectoryError
 
 EXACT = {"iterations": 10, "curvature_samples": None, "polish": 0}
 
@@ -178,6 +178,50 @@ def test_what_is_saved_is_read_again(run: Any, tmp_path: Path) -> None:
     assert all(torch.equal(t, read.state[n]) for n, t in found.state.items())
     with pytest.raises(DiffinError, match="holds no deletion"):
         Deletion.open(tmp_path)
+
+
+def test_a_certificate_never_stands_beside_the_model_of_another_deletion(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, trajectory, data = run
+    delete(task, trajectory, data, FORGOTTEN, progress=False).save(tmp_path / "a")
+    another = delete(task, trajectory, data, [5], progress=False)
+
+    def cut_off(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffin.actions.delete.deletion.write_json", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        another.save(tmp_path / "a")
+    with pytest.raises(DiffinError, match="holds no deletion"):
+        Deletion.open(tmp_path / "a")
+
+
+def test_what_cannot_be_compared_is_refused_before_the_work(run: Any, tmp_path: Path) -> None:
+    task, trajectory, data = run
+    with pytest.raises(DiffinError, match="pass test="):
+        delete(task, trajectory, data, FORGOTTEN, shadows=2, progress=False)
+    last = trajectory.stored[-1]
+    torch.save(last.state, tmp_path / "last.pt")
+    foreign = diffin.Trajectory.from_checkpoints(
+        [tmp_path / "last.pt"], steps=[last.step], learning_rates=[0.1], dataset_size=len(data)
+    )
+    # Even a change that would break the model is not looked at: what is asked for comes first.
+    with pytest.raises(TrajectoryError):
+        delete(task, foreign, data, range(60), retrained=True, progress=False)
+
+
+def test_a_folder_that_cannot_be_written_is_named(run: Any, tmp_path: Path) -> None:
+    task, trajectory, data = run
+    (tmp_path / "file").touch()
+    with pytest.raises(DiffinError, match="could not write the deletion"):
+        delete(task, trajectory, data, FORGOTTEN, progress=False).save(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["iterations", "polish", "seed"])
+def test_settings_that_cannot_be_none_are_refused(name: str) -> None:
+    with pytest.raises(DiffinError, match=f"{name}=None"):
+        Linearised(**{name: None})
 
 
 @pytest.mark.parametrize(("samples", "words"), [([], "empty"), ([1, 1], "twice"), ([500], "500"), (range(120), "left")])

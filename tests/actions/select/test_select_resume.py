@@ -14,6 +14,7 @@ import pytest
 from killed_selection import KINDS
 from pools import SIZE, Fit, pool, task
 
+import diffin
 from diffin.actions.select import Iterated, Selection, select
 from diffin.errors import ScoringError
 
@@ -93,6 +94,36 @@ def test_more_shares_go_on_from_what_is_there(tmp_path: Path) -> None:
     assert fit.calls == 2
     assert both.cost.trainings == 2
     assert [len(kept.indices) for kept in both.kept] == [round(0.2 * SIZE), round(0.4 * SIZE)]
+
+
+def test_a_selection_by_another_training_is_not_taken_for_it(tmp_path: Path) -> None:
+    train, _, _ = pool()
+    for seed in range(2):
+        Fit(train)(np.arange(SIZE), tmp_path / f"run-{seed}", seed)
+    first, second = (diffin.Trajectory.open(tmp_path / f"run-{seed}") for seed in range(2))
+    asked = {"fractions": 0.2, "output": tmp_path / "kept", "progress": False}
+    kept = select(task(), train, method="el2n", trajectory=first, **asked)
+    again = select(task(), train, method="el2n", trajectory=first, **asked)
+    np.testing.assert_array_equal(kept.kept[0].indices, again.kept[0].indices)
+    with pytest.raises(ScoringError, match="trajectory is"):
+        select(task(), train, method="el2n", trajectory=second, **asked)
+
+
+def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
+    train, _, _ = pool()
+    (tmp_path / "file").touch()
+    with pytest.raises(ScoringError, match="could not write the selection"):
+        select(task(), train, fractions=0.2, method="random", output=tmp_path / "file", progress=False)
+
+
+def test_a_damaged_question_is_named(tmp_path: Path) -> None:
+    train, _, _ = pool()
+    asked = {"fractions": 0.2, "method": "random", "output": tmp_path, "progress": False}
+    select(task(), train, **asked)
+    (tmp_path / "question.json").write_text("{")
+    with pytest.raises(ScoringError, match=r"question.json is damaged"):
+        select(task(), train, **asked)
+    assert len(select(task(), train, **asked, resume=False).kept) == 1
 
 
 def test_a_damaged_round_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from diffin.actions.checks import check_run
 from diffin.actions.clean.fusion import Fused, fuse, gather
 from diffin.actions.clean.single import SIGNALS, forward_signals, own_margin, together
 from diffin.actions.clean.smoothing import Reference
@@ -19,7 +20,7 @@ from diffin.scoring.influence import score
 from diffin.scoring.plan import BatchSize
 from diffin.signals import Signals, observe
 from diffin.signals.signals import Bools
-from diffin.sources import Collate
+from diffin.sources import Collate, open_source
 from diffin.task import Task
 from diffin.trajectory import Trajectory
 
@@ -63,9 +64,11 @@ def clean(
     Raises:
         TaskError: the task is not a classification, or the targets are not class numbers.
         TrajectoryError: the trajectory has no state after its first step, or belongs to another model.
+        DatasetError: the training set is not of the size of the run's.
         ScoringError: ``evidence`` names a signal that is not computed; ``influence`` comes without a query; or fewer than ten
             samples have a finite loss.
     """
+    check_run(task, trajectory, open_source(train_dataset, collate=collate))
     names = _wanted(evidence, self_influence, influence, query)
     options: dict[str, Any] = {"batch_size": batch_size, "collate": collate, "workers": workers, "progress": progress}
     signals = observe(task, trajectory, train_dataset, hidden=True, **options)

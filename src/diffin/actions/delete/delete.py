@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from diffin import vectors
+from diffin.actions.checks import check_run
 from diffin.actions.delete import path
 from diffin.actions.delete.certificate import Certificate
 from diffin.actions.delete.deletion import Deletion
@@ -24,6 +25,7 @@ from diffin.estimators.base import Run
 from diffin.estimators.build import Draws, check_types, known_size, reader, usable_samples
 from diffin.parameters import parameter_influence
 from diffin.progress import phase
+from diffin.rerun import Rerun
 from diffin.sources import Collate, Indices, open_source
 from diffin.task import PerSampleLoss, Task, frozen
 from diffin.trajectory import Trajectory
@@ -83,7 +85,8 @@ def delete(
     Raises:
         DeletionError: the loss of kept samples rises by more than a tenth of what training took off it: the change is beyond
             the reach of the estimate, and the model broken; nothing is returned unless ``force``.
-        DatasetError: a sample is not in the training set or comes twice, or none is left.
+        DatasetError: a sample is not in the training set or comes twice, none is left, or the set is not of the size of the
+            run's.
         TrajectoryError: the trajectory does not fit the model, or a training that has to be repeated cannot be.
         TaskError: the task's losses cannot be used.
         DerivativeError: the model cannot be linearised, or a loss is not finite.
@@ -91,13 +94,22 @@ def delete(
     check_types(task, trajectory, Unrolled())
     if shadows < 0 or recovery_steps < 0:
         raise DiffinError(f"shadows={shadows}, recovery_steps={recovery_steps}: pass 0 or more")
+    if shadows and test is None:
+        raise DiffinError(
+            f"shadows={shadows}: the attack tells the samples from test samples, and there are none; pass test=, which is "
+            "the query of a problem file, or shadows=0"
+        )
     train = open_source(train_dataset, collate=collate, workers=workers)
+    check_run(task, trajectory, train)
     chosen = checked(samples, train)
     usable_samples(task, train, "training")
     size = known_size(trajectory, train)
     kept = np.setdiff1d(np.arange(train.length or size), chosen)
     if not len(kept):
         raise DatasetError("samples: nothing would be left to know; pass a part of the training set")
+    if retrained is True or shadows:
+        # A training that cannot be repeated is refused before the work, not after it.
+        Rerun(task, trajectory, train).check_repeatable()
     original = path.last_state(trajectory).state
     estimator = estimator or Linearised(seed=seed)
     if isinstance(estimator, Linearised):

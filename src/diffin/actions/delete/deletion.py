@@ -36,9 +36,25 @@ class Deletion:
     certificate: Certificate
 
     def save(self, folder: str | Path) -> None:
-        """Write ``model.safetensors``, a plain state dict, and beside it the samples and ``certificate.json``."""
+        """Write ``model.safetensors``, a plain state dict, and beside it the samples and ``certificate.json``.
+
+        What is there of another deletion is replaced.
+
+        Raises:
+            DiffinError: the folder cannot be written.
+        """
         folder = Path(folder)
+        try:
+            self._write(folder)
+        except OSError as error:
+            raise DiffinError(
+                f"could not write the deletion to {folder} ({error}); free some space, or pass another"
+            ) from error
+
+    def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        # First away and last back, so that a certificate never stands beside the model of another deletion.
+        (folder / _CERTIFICATE).unlink(missing_ok=True)
         # A copy each: safetensors refuses tensors that share memory, as tied weights do.
         state = {name: t.detach().cpu().clone().contiguous() for name, t in self.state.items()}
         parts = {_MODEL: state, _SAMPLES: {"samples": torch.from_numpy(self.samples.copy())}}

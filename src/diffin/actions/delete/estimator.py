@@ -38,6 +38,8 @@ class Linearised:
     def __post_init__(self) -> None:
         for name, least in (("intervals", 1), ("iterations", 1), ("curvature_samples", 1), ("polish", 0), ("seed", 0)):
             value = getattr(self, name)
+            if value is None and name not in ("intervals", "curvature_samples"):
+                raise DiffinError(f"Linearised({name}=None): pass {least} or more")
             if value is not None and value < least:
                 raise DiffinError(f"Linearised({name}={value}): pass {least} or more")
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from diffin.actions.checks import check_run
 from diffin.actions.select.asking import Pool
 from diffin.actions.select.evidence import Evidence, Fit, Reading, Whole, labels_of
 from diffin.actions.select.iterated import Iterated, iterate
 from diffin.actions.select.methods import HAVE_A_CUT, NEED_QUERY, NEED_TRAINING, Method, Wanted, check_method, rule_of
 from diffin.actions.select.selection import MANIFEST, TABLE, Cost, Kept, Selection, ascending
 from diffin.actions.select.shares import chosen, class_weights, count
+from diffin.batches import digest
 from diffin.errors import DatasetError, DiffinError, ScoringError
 from diffin.files import read_json, write_json
 from diffin.sample import Sample
@@ -27,6 +29,8 @@ from diffin.trajectory import Trajectory
 
 _QUESTION = "question.json"
 _EVIDENCE, _ROUNDS, _WHOLE = "evidence", "rounds", "whole"
+_DIGESTED = 4096
+"""Elements of each tensor of a state that tell it from others."""
 
 
 def select(
@@ -91,11 +95,13 @@ def select(
 
     Raises:
         DiffinError: an argument is missing or makes no sense; and see :func:`diffin.score`.
-        DatasetError: the length of the training set is not known.
+        DatasetError: the length of the training set is not known, or is not that of the run.
         TaskError: the method is about classes, and the task is not.
-        ScoringError: ``output`` holds another selection.
+        ScoringError: ``output`` holds another selection, a damaged one, or cannot be written.
     """
     method = check_method(method)
+    if seed < 0:
+        raise DiffinError(f"seed={seed}: pass 0 or more")
     shares = ascending(fractions)
     train = open_source(train_dataset, collate=collate, workers=workers)
     asked = None if query is None else open_source(query, collate=collate, workers=workers)
@@ -104,6 +110,7 @@ def select(
     settings = (settings or Iterated()) if method == "iterated" else None
     folder = None if output is None else Path(output)
     question = {**_question(method, train, asked, seed, class_balanced, settings), "cut": cut}
+    question["trajectory"] = _end_of(trajectory) if method in NEED_TRAINING else None
     if folder is not None:
         there = _prepared(folder, question, shares, resume)
         if there is not None:
@@ -167,6 +174,7 @@ def _check(
     fit: Fit | None,
     settings: Iterated | None,
 ) -> None:
+    check_run(task, trajectory, train)
     if train.length is None:
         raise DatasetError(
             "the training set does not know its length; pass a map-style dataset, with __getitem__ and __len__"
@@ -176,6 +184,8 @@ def _check(
             "method='iterated' trains on subsets: pass fit= a function (indices, folder, seed) that trains a new model on "
             "those samples and records it, or another method"
         )
+    if settings is not None and not isinstance(settings, Iterated):
+        raise DiffinError(f"settings={settings!r}: pass diffin.actions.select.Iterated(...), or None")
     if method != "iterated" and settings is not None:
         raise DiffinError(f"settings={settings!r} are of method='iterated'; leave them out for {method!r}")
     if method in NEED_TRAINING and trajectory is None and fit is None:
@@ -188,14 +198,6 @@ def _check(
         raise DatasetError(f"query=None: method={method!r} asks about a query; pass one, e.g. a clean validation set")
     if query is not None and query.length is None and method == "iterated":
         raise DatasetError("the query does not know its length; pass a map-style dataset")
-    recorded = None if trajectory is None else trajectory.dataset_size
-    if recorded is not None and recorded != train.length:
-        raise DiffinError(
-            f"trajectory was recorded on {recorded} samples and the training set holds {train.length}; pass the set that it "
-            "was trained on"
-        )
-    if not isinstance(task, Task):
-        raise DiffinError(f"task is a {type(task).__name__}: pass e.g. diffin.tasks.Classification(model)")
 
 
 def _check_cut(cut: float | None, method: Method) -> None:
@@ -232,8 +234,19 @@ def _question(
     return plain
 
 
+def _end_of(trajectory: Trajectory | None) -> str | None:
+    """Tells one recorded training from another; ``None`` for one that ``fit`` makes, or none at all."""
+    if trajectory is None:
+        return None
+    return digest((trajectory.final or trajectory.stored[-1]).state, most=_DIGESTED)
+
+
 def _prepared(folder: Path, question: dict[str, Any], shares: Sequence[float], resume: bool) -> Selection | None:
     """Make the folder ready; the selection in it, if it is whole and the one that is asked for."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ScoringError(f"could not write the selection to {folder} ({error}); pass another output") from error
     path = folder / _QUESTION
     if not resume:
         for name in (_EVIDENCE, _ROUNDS):
@@ -241,7 +254,10 @@ def _prepared(folder: Path, question: dict[str, Any], shares: Sequence[float], r
         for name in (_QUESTION, MANIFEST, TABLE):
             (folder / name).unlink(missing_ok=True)
     if path.is_file():
-        there = read_json(path)
+        try:
+            there = read_json(path)
+        except (OSError, ValueError) as error:
+            raise ScoringError(f"{path} is damaged ({error}); select again with resume=False") from error
         different = [name for name in question if there.get(name) != question[name]]
         if different:
             told = "; ".join(f"{name} is {there.get(name)!r} there and {question[name]!r} here" for name in different)
@@ -253,6 +269,5 @@ def _prepared(folder: Path, question: dict[str, Any], shares: Sequence[float], r
             # Other shares of the same question go on from what is there.
             if selection.fractions == tuple(shares):
                 return selection
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(path, question)
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,10 +189,14 @@ def ascending(fractions: float | Sequence[float]) -> tuple[float, ...]:
     Raises:
         DiffinError: there is none, or one is not in (0, 1].
     """
-    given = [fractions] if isinstance(fractions, int | float) else list(fractions)
+    given = list(fractions) if isinstance(fractions, Iterable) else [fractions]
     if not given:
         raise DiffinError("fractions=[]: pass the shares of the training set to keep, e.g. [0.1, 0.3]")
     for fraction in given:
-        if not 0 < fraction <= 1:
+        try:
+            float(fraction)
+        except (TypeError, ValueError):
+            raise DiffinError(f"fractions: {fraction!r} is no number; pass shares such as [0.1, 0.3]") from None
+        if not 0 < float(fraction) <= 1:
             raise DiffinError(f"fractions={fraction}: pass shares above 0 and at most 1, e.g. [0.1, 0.3]")
     return tuple(sorted({float(fraction) for fraction in given}))
