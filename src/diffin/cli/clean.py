@@ -82,7 +82,14 @@ def clean(
         raise DiffinError(f"--trust-query: {problem} has no query; give its Problem samples whose labels are right")
     data = opened(asked, apply, source, label_column, hard_link)
     start = time.perf_counter()
-    if (decisions is not None or apply is not None) and not overwrite and (output / MANIFEST).exists():
+    there = not overwrite and (output / MANIFEST).exists()
+    if there and (evidence or trust_query or self_influence or (decisions is None and apply is None)):
+        raise DiffinError(
+            f"--output {output} holds suspects already; pass --overwrite to compute them again, or another"
+        )
+    if decisions is not None and not decisions.is_file():
+        raise DiffinError(f"--decisions {decisions}: there is no such file; export it on the review page")
+    if there:
         found = Suspects.open(output)
     else:
         found = run_clean(
@@ -92,7 +99,7 @@ def clean(
             collate=asked.collate, workers=workers, progress=not quiet,
         )  # fmt: skip
         found.save(output, overwrite=overwrite)
-        write_run_file(output, "clean", context.params)
+    write_run_file(output, "clean", context.params)
     decided = (
         []
         if decisions is None

@@ -122,5 +122,5 @@ def as_options(message: str) -> str:
         return f"--set {name}={value}" if is_setting else match[0]
 
     message = message.replace("resume=False", "--no-resume").replace("pass parameters=None", "leave out --parameters")
-    message = message.replace("force=True", "--force")
+    message = message.replace("force=True", "--force").replace("overwrite=True", "--overwrite")
     return re.sub(r"(?<=pass )(?P<name>[a-z_]+)='?(?P<value>[a-z0-9.]+)'?", option, message)

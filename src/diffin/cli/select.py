@@ -141,10 +141,10 @@ def _iterated(
 def _table(selection: Selection) -> Table:
     losses = selection.details.get("held_out_loss", {})
     table = Table(title="What is kept", title_justify="left")
-    for heading in ("share", "samples", *(["held-out loss: random", "after the rounds"] if losses else [])):
+    for heading in ("share", "samples", *(["held-out loss: random", "best of the rounds"] if losses else [])):
         table.add_column(heading, justify="right")
     for kept in selection.kept:
         of = losses.get(f"{kept.fraction:g}", [])
-        told = [f"{of[0]:.4g}", f"{of[-1]:.4g}"] if of else []
+        told = [f"{of[0]:.4g}", f"{min(of):.4g}"] if of else []
         table.add_row(f"{kept.fraction:g}", f"{len(kept.indices):,}", *told)
     return table

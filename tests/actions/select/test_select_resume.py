@@ -88,11 +88,11 @@ def test_an_interrupted_round_is_done_again_and_those_before_are_not(tmp_path: P
 def test_more_shares_go_on_from_what_is_there(tmp_path: Path) -> None:
     train, _, _ = pool()
     fit = Fit(train, 8)
-    asked = {"settings": Iterated(rounds=1), "fit": fit, "output": tmp_path, "progress": False}
+    asked = {"settings": Iterated(rounds=2), "fit": fit, "output": tmp_path, "progress": False}
     select(task(), train, fractions=0.2, **asked)
     both = select(task(), train, fractions=[0.2, 0.4], **asked)
-    assert fit.calls == 2
-    assert both.cost.trainings == 2
+    assert fit.calls == 4
+    assert both.cost.trainings == 4
     assert [len(kept.indices) for kept in both.kept] == [round(0.2 * SIZE), round(0.4 * SIZE)]
 
 
@@ -128,8 +128,8 @@ def test_a_damaged_question_is_named(tmp_path: Path) -> None:
 
 def test_a_damaged_round_is_named(tmp_path: Path) -> None:
     train, _, _ = pool()
-    asked = {"settings": Iterated(rounds=1), "fit": Fit(train, 8), "output": tmp_path, "progress": False}
+    asked = {"settings": Iterated(rounds=2), "fit": Fit(train, 8), "output": tmp_path, "progress": False}
     select(task(), train, fractions=0.2, **asked)
-    (tmp_path / "rounds" / "0.2" / "round-001.npz").write_bytes(b"PK nothing")
-    with pytest.raises(ScoringError, match=r"round-001.npz is damaged"):
+    (tmp_path / "rounds" / "0.2" / "round-002.npz").write_bytes(b"PK nothing")
+    with pytest.raises(ScoringError, match=r"round-002.npz is damaged"):
         select(task(), train, fractions=[0.2, 0.4], **asked)
