@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
-import numpy as np
-
 from diffin import vectors
 from diffin.derivatives.gradient import SampleSet
-from diffin.errors import DatasetError, DiffinError
+from diffin.errors import DiffinError
 from diffin.estimators import Estimator, InverseHessian, LocalEstimator, Replay, Unrolled, default
 from diffin.estimators.base import ProbingEstimator, Run
 from diffin.estimators.build import (
@@ -26,8 +24,8 @@ from diffin.parameters.influence import ParameterInfluence
 from diffin.progress import phase
 from diffin.rerun import State
 from diffin.rerun.tangent import Tangent
-from diffin.sources import Collate, Indices, Source, open_source
-from diffin.sources.base import checked_indices
+from diffin.sources import Collate, Indices, open_source
+from diffin.sources.base import distinct_indices
 from diffin.task import PerSampleLoss, Task, frozen
 from diffin.trajectory import Trajectory
 from diffin.vectors import Vector
@@ -85,7 +83,7 @@ def parameter_influence(
     else:
         check_types(task, trajectory, estimator)
     train = open_source(train_dataset, collate=collate, workers=workers)
-    chosen = _chosen(samples, train)
+    chosen = distinct_indices(samples, train.length)
     size = known_size(trajectory, train)
     usable_samples(task, train, "training")
     if isinstance(estimator, ProbingEstimator):
@@ -145,15 +143,6 @@ def _work(estimator: Estimator, trajectory: Trajectory) -> int:
 def _ended(run: Run, state: State, tangent: Tangent) -> tuple[Vector, Vector, Vector]:
     rest = PerSampleLoss(run.task, run.trajectory.stored[0].state).rest
     return tangent.parameters, tangent.buffers, {**rest, **state.parameters, **state.buffers}
-
-
-def _chosen(samples: Sequence[int] | Indices, train: Source) -> Indices:
-    chosen = checked_indices(samples, train.length)
-    if not len(chosen):
-        raise DatasetError("samples is empty; pass the index of at least one sample of the training set")
-    if len(np.unique(chosen)) < len(chosen):
-        raise DatasetError("samples: an index comes twice; pass each once")
-    return chosen
 
 
 def _on_cpu(vector: Vector) -> Vector:

@@ -104,3 +104,17 @@ def checked_indices(indices: Sequence[int] | Indices, length: int | None) -> Ind
         allowed = "0 or more" if length is None else f"0 to {length - 1}"
         raise DatasetError(f"index {int(outside[0])} is not in a dataset of {length or 'some'} samples; pass {allowed}")
     return np.sort(array.astype(np.int64))
+
+
+def distinct_indices(samples: Sequence[int] | Indices, length: int | None) -> Indices:
+    """A set of samples, ascending: at least one, and none twice.
+
+    Raises:
+        DatasetError: it is none, or an index cannot be in a dataset of that length.
+    """
+    chosen = checked_indices(samples, length)
+    if not len(chosen):
+        raise DatasetError("samples is empty; pass the index of at least one sample of the training set")
+    if len(np.unique(chosen)) < len(chosen):
+        raise DatasetError("samples: an index comes twice; pass each once")
+    return chosen

@@ -15,7 +15,7 @@ from diffin.actions.delete import path
 from diffin.actions.delete.certificate import Certificate
 from diffin.actions.delete.deletion import Deletion
 from diffin.actions.delete.estimator import Linearised
-from diffin.actions.delete.measuring import Data, checked, measured_models, retrain
+from diffin.actions.delete.measuring import Data, measured_models, retrain
 from diffin.actions.delete.regime import LARGEST_SLIP, Regime, learned, regime
 from diffin.actions.delete.training import Recipe, train_on
 from diffin.derivatives.gradient import SampleSet
@@ -27,6 +27,7 @@ from diffin.parameters import parameter_influence
 from diffin.progress import phase
 from diffin.rerun import Rerun
 from diffin.sources import Collate, Indices, open_source
+from diffin.sources.base import distinct_indices
 from diffin.task import PerSampleLoss, Task, frozen
 from diffin.trajectory import Trajectory
 from diffin.vectors import Vector
@@ -101,7 +102,7 @@ def delete(
         )
     train = open_source(train_dataset, collate=collate, workers=workers)
     check_run(task, trajectory, train)
-    chosen = checked(samples, train)
+    chosen = distinct_indices(samples, train.length)
     usable_samples(task, train, "training")
     size = known_size(trajectory, train)
     kept = np.setdiff1d(np.arange(train.length or size), chosen)

@@ -14,12 +14,11 @@ from torch import Tensor
 from diffin.actions.delete import path
 from diffin.actions.delete.certificate import Certified, Looked, certified, left_out, look
 from diffin.actions.delete.membership import shadow_states
-from diffin.errors import DatasetError
 from diffin.estimators.build import known_size
 from diffin.progress import phase
 from diffin.rerun import Rerun
 from diffin.sources import Collate, Indices, Source, open_source
-from diffin.sources.base import checked_indices
+from diffin.sources.base import distinct_indices
 from diffin.task import Task
 from diffin.trajectory import Trajectory
 
@@ -73,7 +72,7 @@ def certify(
         By name, the ``"original"`` among them.
     """
     train = open_source(train_dataset, collate=collate, workers=workers)
-    chosen = checked(samples, train)
+    chosen = distinct_indices(samples, train.length)
     kept = np.setdiff1d(np.arange(train.length or known_size(trajectory, train)), chosen)
     asked = None if test is None else open_source(test, collate=collate, workers=workers)
     data = Data(train, chosen, kept, asked, batch_size)
@@ -152,17 +151,3 @@ def _shadow_losses(
     }
     losses = {which: np.stack([entry.losses for entry in entries]) for which, entries in looked.items()}
     return {"forgotten": left_out(losses["forgotten"], trained_on), "test": losses["test"]}
-
-
-def checked(samples: Sequence[int] | Indices, train: Source) -> Indices:
-    """The samples in ascending order.
-
-    Raises:
-        DatasetError: one is not in the training set or comes twice, or there is none.
-    """
-    chosen = checked_indices(samples, train.length)
-    if not len(chosen):
-        raise DatasetError("samples is empty; pass the index of at least one sample of the training set")
-    if len(np.unique(chosen)) < len(chosen):
-        raise DatasetError("samples: an index comes twice; pass each once")
-    return chosen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,10 +50,7 @@ class Rounds:
 
     Args:
         folder: where; ``None`` to keep nothing.
-        question: JSON-able; what the standings are of. Those of another question are refused.
-
-    Raises:
-        ScoringError: the folder holds the rounds of another question.
+        question: JSON-able; what the standings are of.
     """
 
     def __init__(self, folder: Path | None, question: dict[str, Any]) -> None:
@@ -62,7 +58,11 @@ class Rounds:
         self._question = json.dumps(question, sort_keys=True)
 
     def last(self) -> Standing | None:
-        """The newest standing, if there is one."""
+        """The newest standing, if there is one.
+
+        Raises:
+            ScoringError: it is damaged, or of another question.
+        """
         if self.folder is None or not self.folder.is_dir():
             return None
         for path in sorted(self.folder.glob("round-*.npz"), reverse=True):
@@ -83,11 +83,6 @@ class Rounds:
         for older in self.folder.glob("round-*.npz"):
             if older != path:
                 older.unlink()
-
-    def clear(self) -> None:
-        """Forget every round."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, path: Path) -> Standing:
         try:
