@@ -100,7 +100,7 @@ def test_self_influence_is_scored_and_shown_as_such(folder: Path) -> None:
     assert (diffin.Scores.open(folder / "self").influence < 0).all()
     refused = run("score", "problem.py", "run", "-o", "x", "--self-influence", "-e", "moso", "-q", cwd=folder)
     assert refused.returncode == 2
-    assert "--estimator diffin or tracin" in refused.stderr
+    assert "--estimator unrolled, diffin or tracin" in refused.stderr
 
 
 def test_report_writes_the_page_of_saved_scores(folder: Path) -> None:

@@ -166,7 +166,7 @@ def test_empty_and_nonfinite_sets_are_refused_by_name() -> None:
                 take(SampleSet(lambda: [spoiled], "the query"))
             with pytest.raises(DerivativeError, match="the query is empty"):
                 take(SampleSet(list, "the query"))
-        with pytest.raises(DerivativeError, match="pass 'exact' or 'difference'"):
+        with pytest.raises(DerivativeError, match="pass 'exact', 'difference' or 'gauss-newton'"):
             hessian_vector_product(loss, SampleSet(lambda: [case.batch], "x"), v, method="cg")  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +96,10 @@ def test_nothing_scrolls_sideways_and_figures_follow_the_mode(page_path: Path, o
     colour = "document.querySelector('#plot-losses .xtick text').style.fill"
     dark = page.evaluate(colour)
     page.emulate_media(color_scheme="light")
-    page.wait_for_function(f"{colour} !== '{dark}'")
+    deadline = time.monotonic() + 20
+    while page.evaluate(colour) == dark:
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(20)
 
 
 @pytest.mark.browser

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import norm, rankdata
 
 from diffin.actions.clean.neighbours import neighbour_shares
 from diffin.signals import Signals
@@ -96,6 +95,8 @@ def own_margin(scores: Floats, labels: Indices) -> Floats:
 
 def together(columns: Mapping[str, Floats], names: Sequence[str]) -> Floats:
     """Normal scores of the ranks of several signals, summed so that large is suspicious: Float64[ndarray, "N"]."""
+    from scipy.stats import norm, rankdata
+
     total = np.zeros(len(next(iter(columns.values()))))
     for name in names:
         ranks = rankdata(SIGNALS[name] * columns[name], nan_policy="omit")
