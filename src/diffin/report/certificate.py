@@ -91,7 +91,7 @@ def facts(certificate: Certificate) -> list[tuple[str, str]]:
     if "retraining" in certificate.seconds:
         took = certificate.seconds["retraining"]
         found.append(("Retraining took", f"{took:,.1f} s"))
-        found.append(("Over retraining", f"{certificate.seconds['deletion'] / max(took, 1e-9):.2f}"))
+        found.append(("Times a retraining", f"{certificate.seconds['deletion'] / max(took, 1e-9):.2f}"))
     closed = certificate.models["deleted"].gap_closed
     if closed is not None:
         found.append(("Loss gap closed", share(closed)))
