@@ -12,10 +12,9 @@ from deletion_runs import clusters, network, trained
 from typer.testing import CliRunner
 
 from diffin.actions.delete import Deletion
-from diffin.actions.delete.measuring import checked
 from diffin.cli.delete import delete, read_samples
 from diffin.errors import DatasetError, DiffinError
-from diffin.sources import open_source
+from diffin.sources.base import distinct_indices
 
 PROBLEM = """
     import sys
@@ -83,7 +82,7 @@ def test_what_holds_no_indices_is_named(tmp_path: Path) -> None:
 def test_fractions_are_not_made_indices_of(tmp_path: Path) -> None:
     np.save(tmp_path / "fractions.npy", np.array([0.7, 2.2]))
     with pytest.raises(DatasetError, match="whole numbers"):
-        checked(read_samples(str(tmp_path / "fractions.npy")), open_source(clusters(60, 0)))
+        distinct_indices(read_samples(str(tmp_path / "fractions.npy")), 60)
 
 
 def test_a_file_is_no_folder_for_the_output(tmp_path: Path) -> None:
