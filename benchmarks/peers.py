@@ -65,32 +65,37 @@ class Question:
 
 
 def captum_tracin(question: Question) -> dict[str, Any]:
-    from captum.influence import TracInCP
-
-    with tempfile.TemporaryDirectory() as temporary:
-        paths = []
-        for number, checkpoint in enumerate(question.checkpoints):
-            paths.append(str(Path(temporary) / f"{number}.pt"))
-            torch.save(checkpoint, paths[-1])
-
-        def load(model: nn.Module, path: str) -> float:
-            checkpoint = torch.load(path, weights_only=True)
-            model.load_state_dict(checkpoint["state"])
-            return float(checkpoint["learning_rate"])
-
-        tracin = TracInCP(
-            question.model(),
-            question.train,
-            paths,
-            checkpoints_load_func=load,
-            loss_fn=nn.CrossEntropyLoss(reduction="sum"),
-            batch_size=question.batch_size,
-            sample_wise_grads_per_batch=True,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        tracin = captum(question, folder)
         query = DataLoader(question.query, question.batch_size)
-        return _timed(
+        return timed(
             question, question.checkpoints, lambda: tracin.influence(query, aggregate=True).flatten(), "captum"
         )
+
+
+def captum(question: Question, folder: str) -> Any:
+    """TracInCP over the checkpoints, which it reads from files in the folder."""
+    from captum.influence import TracInCP
+
+    paths = []
+    for number, checkpoint in enumerate(question.checkpoints):
+        paths.append(str(Path(folder) / f"{number}.pt"))
+        torch.save(checkpoint, paths[-1])
+
+    def load(model: nn.Module, path: str) -> float:
+        checkpoint = torch.load(path, weights_only=True)
+        model.load_state_dict(checkpoint["state"])
+        return float(checkpoint["learning_rate"])
+
+    return TracInCP(
+        question.model(),
+        question.train,
+        paths,
+        checkpoints_load_func=load,
+        loss_fn=nn.CrossEntropyLoss(reduction="sum"),
+        batch_size=question.batch_size,
+        sample_wise_grads_per_batch=True,
+    )
 
 
 def kronfluence_identity(question: Question) -> dict[str, Any]:
@@ -98,25 +103,25 @@ def kronfluence_identity(question: Question) -> dict[str, Any]:
         total = torch.zeros(len(question.train))
         for checkpoint in question.checkpoints:
             with tempfile.TemporaryDirectory() as folder:
-                method = _kronfluence(question, checkpoint, "identity", folder)
+                method = kronfluence(question, checkpoint, "identity", folder)
                 method.fit()
                 total += checkpoint["learning_rate"] * method.scores()
         return total
 
-    return _timed(question, question.checkpoints, ask, "kronfluence")
+    return timed(question, question.checkpoints, ask, "kronfluence")
 
 
 def kronfluence_ekfac(question: Question) -> dict[str, Any]:
     last = question.checkpoints[-1:]
     with tempfile.TemporaryDirectory() as folder:
-        method = _kronfluence(question, last[0], "ekfac", folder)
+        method = kronfluence(question, last[0], "ekfac", folder)
         start = time.perf_counter()
         method.fit()
         preparation = time.perf_counter() - start
-        return _timed(question, last, method.scores, "kronfluence", preparation)
+        return timed(question, last, method.scores, "kronfluence", preparation)
 
 
-def _kronfluence(question: Question, checkpoint: dict[str, Any], strategy: str, folder: str) -> Kronfluence:
+def kronfluence(question: Question, checkpoint: dict[str, Any], strategy: str, folder: str) -> Kronfluence:
     return Kronfluence(
         question.model(checkpoint),
         question.train,
@@ -127,16 +132,18 @@ def _kronfluence(question: Question, checkpoint: dict[str, Any], strategy: str, 
     )
 
 
-def _timed(
+def timed(
     question: Question,
     checkpoints: list[dict[str, Any]],
     ask: Callable[[], Tensor],
     package: str,
     preparation: float | None = None,
+    *,
+    repetitions: int = REPETITIONS,
 ) -> dict[str, Any]:
-    """The faster of two runs of each, taken in turn."""
+    """The faster of some runs of each, taken in turn."""
     asked, plain, scores = [], [], torch.zeros(0)
-    for _ in range(REPETITIONS):
+    for _ in range(repetitions):
         start = time.perf_counter()
         question.plain(checkpoints)
         plain.append(time.perf_counter() - start)

@@ -15,18 +15,16 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from ekfac import Kronfluence
-from peers import Question
+from peers import REPETITIONS, Question, captum, kronfluence, timed
 
 DIMENSION = 512
 """Of the random projections of TRAK."""
@@ -37,31 +35,33 @@ Answer = dict[str, Any]
 def captum_pairs(question: Question) -> Answer:
     """First order, at all checkpoints; it keeps the strongest itself."""
     with tempfile.TemporaryDirectory() as folder:
-        method = _captum(question, folder)
+        method = captum(question, folder)
         query: Any = tuple(question.query.tensors)
-        return _answer("captum", question, lambda: method.influence(query, k=question.top, proponents=True).indices)
+        return _answer(
+            "captum", question, lambda: method.influence(query, k=question.top, proponents=True).indices, last=False
+        )
 
 
 def captum_own(question: Question) -> Answer:
     with tempfile.TemporaryDirectory() as folder:
-        return _answer("captum", question, _captum(question, folder).self_influence, own=True)
+        return _answer("captum", question, captum(question, folder).self_influence, own=True, last=False)
 
 
 def kronfluence_pairs(question: Question, strategy: str) -> Answer:
     """At the last checkpoint; the matrix."""
     with tempfile.TemporaryDirectory() as folder:
         method, preparing = _fitted(question, strategy, folder)
-        answer = _answer(
-            "kronfluence", question, lambda: _strongest(method.pairwise(question.query), question.top), checkpoints=1
-        )
-        return {**answer, "preparation_seconds": preparing}
+
+        def ask() -> Tensor:
+            return _strongest(method.pairwise(question.query), question.top)
+
+        return _answer("kronfluence", question, ask, preparation=preparing)
 
 
 def kronfluence_own(question: Question, strategy: str) -> Answer:
     with tempfile.TemporaryDirectory() as folder:
         method, preparing = _fitted(question, strategy, folder)
-        answer = _answer("kronfluence", question, method.own, own=True, checkpoints=1)
-        return {**answer, "preparation_seconds": preparing}
+        return _answer("kronfluence", question, method.own, own=True, preparation=preparing)
 
 
 def traker_pairs(question: Question) -> Answer:
@@ -87,8 +87,7 @@ def traker_pairs(question: Question) -> Answer:
                 method.score(batch, num_samples=len(batch[1]))
             return _strongest(torch.tensor(method.finalize_scores("query")).T, question.top)
 
-        answer = _answer("traker", question, ask, checkpoints=1, repetitions=1)
-        return {**answer, "preparation_seconds": preparing}
+        return _answer("traker", question, ask, preparation=preparing, repetitions=1)
 
 
 def dattri_pairs(question: Question) -> Answer:
@@ -119,33 +118,11 @@ def dattri_pairs(question: Question) -> Answer:
         with torch.no_grad():
             return _strongest(method.attribute(DataLoader(question.query, question.batch_size)).T, question.top)
 
-    return {**_answer("dattri", question, ask, checkpoints=1), "preparation_seconds": preparing}
-
-
-def _captum(question: Question, folder: str) -> Any:
-    from captum.influence import TracInCP
-
-    paths = []
-    for number, checkpoint in enumerate(question.checkpoints):
-        paths.append(str(Path(folder) / f"{number}.pt"))
-        torch.save(checkpoint, paths[-1])
-
-    def load(model: nn.Module, path: str) -> float:
-        checkpoint = torch.load(path, weights_only=True)
-        model.load_state_dict(checkpoint["state"])
-        return float(checkpoint["learning_rate"])
-
-    return TracInCP(
-        question.model(), question.train, paths, checkpoints_load_func=load, loss_fn=nn.CrossEntropyLoss(reduction="sum"),
-        batch_size=question.batch_size, sample_wise_grads_per_batch=True,
-    )  # fmt: skip
+    return _answer("dattri", question, ask, preparation=preparing)
 
 
 def _fitted(question: Question, strategy: str, folder: str) -> tuple[Kronfluence, float]:
-    method = Kronfluence(
-        question.model(question.checkpoints[-1]), question.train, question.query, strategy=strategy,
-        batch_size=question.batch_size, folder=folder,
-    )  # fmt: skip
+    method = kronfluence(question, question.checkpoints[-1], strategy, folder)
     start = time.perf_counter()
     method.fit()
     return method, time.perf_counter() - start
@@ -162,27 +139,14 @@ def _answer(
     ask: Callable[[], Tensor],
     *,
     own: bool = False,
-    checkpoints: int | None = None,
-    repetitions: int = 2,
+    last: bool = True,
+    preparation: float = 0.0,
+    repetitions: int = REPETITIONS,
 ) -> Answer:
-    """The faster of the repetitions of each, taken in turn."""
-    studied = question.checkpoints if checkpoints is None else question.checkpoints[-checkpoints:]
-    asked, plain = [], []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        question.plain(studied)
-        plain.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        found = ask()
-        asked.append(time.perf_counter() - start)
-    return {
-        "seconds": min(asked),
-        "plain_seconds": min(plain),
-        "preparation_seconds": 0.0,
-        "checkpoints": len(studied),
-        "version": version(package),
-        "scores": found.detach().double() if own else None,
-    }
+    """At the last checkpoint, or at all; of pairs the scores are not sent back."""
+    studied = question.checkpoints[-1:] if last else question.checkpoints
+    answer = timed(question, studied, ask, package, preparation, repetitions=repetitions)
+    return answer if own else {**answer, "scores": None}
 
 
 PEERS: dict[str, dict[str, Callable[[Question], Answer]]] = {

@@ -134,7 +134,7 @@ def _print_doubted(found: Suspects, doubted: list[int], names: list[str]) -> Non
     table = Table(title="Most doubtful labels", title_justify="left")
     for heading in ("sample", "given", "wrong with", "rather", "with"):
         table.add_column(heading)
-    rows = {int(index): row for row, index in enumerate(found.index)}
+    rows = found.rows
     for index in doubted:
         row = rows[index]
         table.add_row(
@@ -148,7 +148,7 @@ def _print_doubted(found: Suspects, doubted: list[int], names: list[str]) -> Non
 
 
 def _review(found: Suspects, doubted: list[int], asked: diffin.Problem, names: list[str], output: Path) -> None:
-    rows = {int(index): row for row, index in enumerate(found.index)}
+    rows = found.rows
     doubts = []
     for index in doubted:
         row = rows[index]

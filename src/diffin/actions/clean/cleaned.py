@@ -28,7 +28,7 @@ def cleaned(suspects: Suspects, threshold: float = 0.5, decisions: Sequence[Deci
     """
     labels = suspects.given.copy()
     keep = np.isin(suspects.index, suspects.kept(threshold)) if threshold <= 1 else np.ones(len(suspects), dtype=bool)
-    rows = {int(index): row for row, index in enumerate(suspects.index)}
+    rows = suspects.rows
     for decision in decisions:
         row = rows[decision.index]
         keep[row] = decision.verdict != "drop"

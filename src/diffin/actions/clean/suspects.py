@@ -167,6 +167,11 @@ class Suspects:
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise ScoringError(f"the suspects in {path} are damaged ({error}); clean again") from error
 
+    @property
+    def rows(self) -> dict[int, int]:
+        """The row of every sample, by its index."""
+        return {int(index): row for row, index in enumerate(self.index)}
+
     def __len__(self) -> int:
         """The number of samples."""
         return len(self.index)
