@@ -12,7 +12,7 @@ term is the influence by one of them over R, so that the same formula is the sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +29,10 @@ Floats = npt.NDArray[np.float64]
 Terms = Literal["draws", "parts", "runs"]
 """What the terms of an influence are: checkpoints that were sampled from a training, its parts, or whole trainings."""
 
-LEADING = ("index", "influence", "standard_error", "loss")
+_LEADING = ("index", "influence", "standard_error", "loss")
+_KEYED = ("index", "key", "influence", "standard_error", "loss", "failure")
+
+NOT_FINITE = "its loss or a derivative is not finite"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class Rows:
     index: Indices
     losses: Floats
     terms: Floats
+
+    def at(self, positions: Indices) -> Rows:
+        """Some of the rows, in that order."""
+        return Rows(self.index[positions], self.losses[positions], self.terms[positions])
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
@@ -66,16 +73,35 @@ def standard_error(terms: Floats) -> Floats:
     return error
 
 
-def names(steps: Sequence[int], kind: Terms = "draws") -> list[str]:
-    """Column names, in order: the leading ones, then one term for each checkpoint or run."""
-    return [*LEADING, *(f"{'run' if kind == 'runs' else 'step'}_{step}" for step in steps)]
+def term_names(steps: Sequence[int], kind: Terms = "draws") -> list[str]:
+    """The columns of the terms: one for each checkpoint or run."""
+    return [f"{'run' if kind == 'runs' else 'step'}_{step}" for step in steps]
 
 
-def to_table(rows: Rows, steps: Sequence[int], kind: Terms = "draws") -> pa.Table:
+def names(steps: Sequence[int], kind: Terms = "draws", *, keyed: bool = False) -> list[str]:
+    """Column names, in order: the leading ones, then the terms."""
+    return [*(_KEYED if keyed else _LEADING), *term_names(steps, kind)]
+
+
+def to_table(
+    rows: Rows,
+    steps: Sequence[int],
+    kind: Terms = "draws",
+    *,
+    keys: Sequence[str] | None = None,
+    failures: Mapping[int, str] | None = None,
+) -> pa.Table:
     """Rows as an Arrow table.
 
     A sample with a loss, term or sum that is not finite keeps its row, with nulls in place of every number but a finite
     loss.
+
+    Args:
+        rows: what was measured.
+        steps: of the checkpoints.
+        kind: what the terms are.
+        keys: the key of each row, where samples have keys; then a column says of each sample why it has no influence.
+        failures: the reasons that are known, by index.
     """
     import pyarrow as pa
 
@@ -84,14 +110,22 @@ def to_table(rows: Rows, steps: Sequence[int], kind: Terms = "draws") -> pa.Tabl
         errors = standard_error(rows.terms) if kind != "parts" else np.full(len(influence), np.nan)
         loss = rows.losses.mean(axis=1)
     failed = ~(np.isfinite(influence) & np.isfinite(loss))
-    values = [
-        pa.array(rows.index),
-        pa.array(influence, mask=failed),
-        pa.array(errors, mask=failed | ~np.isfinite(errors)),
-        pa.array(loss, mask=~np.isfinite(loss)),
-        *(pa.array(np.ascontiguousarray(term), mask=failed) for term in rows.terms.T),
-    ]
-    return pa.table(values, names=names(steps, kind))
+    columns = {
+        "index": pa.array(rows.index),
+        "influence": pa.array(influence, mask=failed),
+        "standard_error": pa.array(errors, mask=failed | ~np.isfinite(errors)),
+        "loss": pa.array(loss, mask=~np.isfinite(loss)),
+    }
+    for name, term in zip(term_names(steps, kind), rows.terms.T, strict=True):
+        columns[name] = pa.array(np.ascontiguousarray(term), mask=failed)
+    if keys is not None:
+        known = failures or {}
+        reasons = [
+            known.get(index, NOT_FINITE) if bad else None
+            for index, bad in zip(rows.index.tolist(), failed.tolist(), strict=True)
+        ]
+        columns |= {"key": pa.array(keys, pa.string()), "failure": pa.array(reasons, pa.string())}
+    return pa.table(columns).select(names(steps, kind, keyed=keys is not None))
 
 
 def to_numpy(column: pa.ChunkedArray) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from diffin.errors import ScoringError
@@ -12,6 +12,7 @@ from diffin.probes import ProbeSet
 from diffin.scoring.columns import Terms, names
 
 FORMAT_VERSION = 1
+_ADDED_LATER = frozenset({"keyed"})
 LISTED_FAILURES = 1000
 """How many failed samples are listed by index; all of them are counted."""
 
@@ -30,6 +31,7 @@ class Manifest:
         self_check: what the self-check of the derivatives found, ``None`` if it was not run.
         device: where the samples were measured.
         terms: what the terms of an influence are.
+        keyed: whether rows have the key of their sample, and the reason where it has no influence.
         rows: samples scored; ``None`` until the scores are complete.
         failed_count: samples whose loss or influence is not finite.
         failed: the first of their indices.
@@ -44,6 +46,7 @@ class Manifest:
     self_check: Mapping[str, Any] | None = None
     device: str = "cpu"
     terms: Terms = "draws"
+    keyed: bool = False
     rows: int | None = None
     failed_count: int = 0
     failed: tuple[int, ...] = field(default=())
@@ -54,7 +57,7 @@ class Manifest:
 
     @property
     def columns(self) -> list[str]:
-        return names(self.steps, self.terms)
+        return names(self.steps, self.terms, keyed=self.keyed)
 
     @property
     def parts(self) -> int | None:
@@ -84,7 +87,7 @@ class Manifest:
         if content.get("format") != FORMAT_VERSION:
             raise ScoringError(f"the scores have format {content.get('format')!r}; this version reads {FORMAT_VERSION}")
         try:
-            known = {name: content[name] for name in cls.__dataclass_fields__}
+            known = {f.name: content[f.name] for f in fields(cls) if f.name in content or f.name not in _ADDED_LATER}
             manifest = cls(**{**known, "failed": tuple(known["failed"])})
             names(manifest.steps, manifest.terms)
         except (KeyError, TypeError) as error:

@@ -161,6 +161,7 @@ def _manifest(
         self_check=self_check,
         device=str(task.device),
         terms=probes.metadata.get("terms", "draws"),
+        keyed=source.keyed,
     )
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffin.errors import DatasetError, ScoringError
+from diffin.errors import ScoringError
 from diffin.probes import ProbeSet
 from diffin.progress import phase
 from diffin.sample import Sample
-from diffin.scoring.columns import Rows, joined, to_table
 from diffin.scoring.manifest import LISTED_FAILURES, Manifest
+from diffin.scoring.measuring import Measuring
 from diffin.scoring.plan import BatchSize, Derivatives, Plan, Settings, begin, check_continues, go_on
 from diffin.scoring.scores import Scores
 from diffin.scoring.sink import FolderParts, MemoryParts, Parts, missing_runs
@@ -102,43 +101,18 @@ def score_probes(
 
 def _measure_missing(task: Task, plan: Plan, source: Source, parts: Parts, progress: bool) -> None:
     """Measure and write every part that is not there."""
-    manifest = plan.manifest
-    runs = _missing(manifest, parts)
-    total = None if manifest.length is None else sum((stop or 0) - start for start, stop in runs)
+    runs = _missing(plan.manifest, parts)
+    total = None if plan.manifest.length is None else sum((stop or 0) - start for start, stop in runs)
+    measuring = Measuring(plan.engine, source, plan.manifest)
     with phase("scoring", total, show=progress) as bar, frozen(task.model):
         for start, stop in runs:
-            # To its end, rather than to its length, so that an iterable that holds more than it says is noticed.
-            until = None if stop == manifest.length else stop
-            batches = source.batches(manifest.batch_size, start, until, align=manifest.part_rows)
-            number, position = start // manifest.part_rows, start
-            for rows in _parts_of(plan.engine.measure(batches, bar.advance), manifest.part_rows):
-                parts.write(number, to_table(rows, manifest.steps, manifest.terms))
-                number += 1
-                position += len(rows.index)
-            if stop is not None and position < stop:
-                raise DatasetError(
-                    f"the dataset ended after {position} samples and should hold at least {stop}; pass one whose "
-                    "length does not change"
-                )
+            for number, table in measuring.parts(start, stop, bar.advance):
+                parts.write(number, table)
 
 
 def _missing(manifest: Manifest, parts: Parts) -> list[tuple[int, int | None]]:
     length = manifest.length if manifest.rows is None else manifest.rows
     return missing_runs(parts.finished(), length, manifest.part_rows)
-
-
-def _parts_of(measured: Iterator[Rows], part_rows: int) -> Iterator[Rows]:
-    """Rows gathered into parts; the last one may be short. No batch reaches over the end of a part."""
-    pending: list[Rows] = []
-    held = 0
-    for rows in measured:
-        pending.append(rows)
-        held += len(rows.index)
-        if held == part_rows:
-            yield joined(pending)
-            pending, held = [], 0
-    if pending:
-        yield joined(pending)
 
 
 def completed(manifest: Manifest, parts: Parts) -> Manifest:

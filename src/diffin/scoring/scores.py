@@ -96,7 +96,7 @@ class Scores:
     @cached_property
     def terms(self) -> Floats:
         """Float64[ndarray, "N m"], what each checkpoint, or training, contributes; the influence is their sum."""
-        return np.stack([self._column(name) for name in self._manifest.columns[len(columns.LEADING) :]], axis=1)
+        return np.stack([self._column(name) for name in self._terms], axis=1)
 
     @cached_property
     def failed(self) -> Indices:
@@ -104,6 +104,23 @@ class Scores:
         if self._manifest.failed_count == len(self._manifest.failed):
             return np.array(self._manifest.failed, dtype=np.int64)
         return np.flatnonzero(np.isnan(self.influence)).astype(np.int64)
+
+    @property
+    def keys(self) -> list[str] | None:
+        """The key of every sample, ``None`` where samples have none of their own."""
+        return self._texts("key") if self._manifest.keyed else None
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Why a sample has no influence, by its index; of samples that have keys, else nothing is known."""
+        if not self._manifest.keyed:
+            return {}
+        found: dict[int, str] = {}
+        for number in range(self._count):
+            table = self._parts.read(number, ["index", "failure"])
+            table = table.filter(table.column("failure").is_valid())
+            found.update(zip(table.column("index").to_pylist(), table.column("failure").to_pylist(), strict=True))
+        return found
 
     @property
     def table(self) -> pa.Table:
@@ -117,14 +134,13 @@ class Scores:
         """How far the ranking would change with other checkpoints or trainings, from 100,000 samples at most."""
         if self._manifest.terms == "parts":
             return Stability(len(self.steps), None, None, "parts")
-        wanted = self._manifest.columns[len(columns.LEADING) :]
         rows = self.index
         if len(rows) > MAX_ROWS:
             rows = np.sort(np.random.default_rng(0).choice(len(rows), MAX_ROWS, replace=False))
         pieces = []
         for number in range(self._count):
             start = number * self._manifest.part_rows
-            table = self._parts.read(number, wanted)
+            table = self._parts.read(number, self._terms)
             inside = rows[(rows >= start) & (rows < start + table.num_rows)] - start
             pieces.append(np.stack([columns.to_numpy(column)[inside] for column in table.columns], axis=1))
         return stability(np.concatenate(pieces), kind=self._manifest.terms)
@@ -172,12 +188,21 @@ class Scores:
         return f"Scores({len(self)} samples, {len(self.steps)} {of}{failed}, {where})"
 
     @property
+    def _terms(self) -> list[str]:
+        return columns.term_names(self._manifest.steps, self._manifest.terms)
+
+    @property
     def _count(self) -> int:
         return self._manifest.parts or 0
 
     def _column(self, name: str) -> Floats:
         parts = [self._parts.read(number, [name]).column(0) for number in range(self._count)]
         return np.concatenate([columns.to_numpy(part) for part in parts])
+
+    def _texts(self, name: str) -> list[str]:
+        return [
+            text for number in range(self._count) for text in self._parts.read(number, [name]).column(0).to_pylist()
+        ]
 
     def _ranked(self, keys: Floats, k: int) -> Indices:
         if k < 0:

@@ -26,11 +26,17 @@ class Source(ABC):
         length: the number of samples, ``None`` when it is unknown before the end.
         random_access: whether any sample can be read without reading those before it.
         collate: what makes a batch of a list of samples.
+        keyed: whether samples have a key of their own.
+        failures: why a sample could not be read, by its index: of those that :meth:`batches` has left out so far.
     """
 
     length: int | None
     random_access: bool
     collate: Collate
+    keyed: bool = False
+
+    def __init__(self) -> None:
+        self.failures: dict[int, str] = {}
 
     @abstractmethod
     def batches(
@@ -58,6 +64,14 @@ class Source(ABC):
         Raises:
             DatasetError: an index is out of range; in a source of unknown length, that shows when it is read.
         """
+
+    def keys(self, indices: Indices) -> list[str]:
+        """The key of each of the samples at ``indices`` of the dataset.
+
+        Raises:
+            DatasetError: samples have no key of their own.
+        """
+        raise DatasetError("the samples of this dataset have no key of their own; pass diffin.sources.Keyed(dataset, keys)")
 
     def fetch(self, indices: Indices) -> Batch:
         """What the collate function makes of the samples at ``indices``, in that order, repetitions included.

@@ -22,6 +22,7 @@ class MapSource(Source):
     random_access = True
 
     def __init__(self, dataset: Any, collate: Collate, workers: int, selection: Indices | None = None) -> None:
+        super().__init__()
         self._dataset, self.collate, self._workers, self._selection = dataset, collate, workers, selection
         self.length: int = len(dataset) if selection is None else len(selection)
         if self.length == 0:

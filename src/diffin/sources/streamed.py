@@ -21,6 +21,7 @@ class IterableSource(Source):
     random_access = False
 
     def __init__(self, dataset: Iterable[Any], collate: Collate, selection: Indices | None = None) -> None:
+        super().__init__()
         self._dataset, self.collate, self._selection = dataset, collate, selection
         self._total = length_of(dataset)
         self.length = self._total if selection is None else len(selection)
