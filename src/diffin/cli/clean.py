@@ -115,6 +115,8 @@ def clean(
         soft_wrap=True,
     )
     _print_doubted(found, doubted[:_SHOWN].tolist(), names)
+    if overwrite:
+        (output / REVIEW).unlink(missing_ok=True)  # It shows other suspects.
     if len(doubted) and decisions is None:
         _review(found, doubted[:_MOST_REVIEWED].tolist(), asked, names, output)
     if data is not None and apply is not None:

@@ -12,6 +12,7 @@ from rich.table import Table
 import diffin
 from diffin.actions.delete import Certificate, Deletion, Linearised
 from diffin.actions.delete import delete as run_deletion
+from diffin.actions.delete.deletion import refuse_deletion
 from diffin.cli.options import ProblemFile, Quiet, RunFolder, Seed, Settings, make_estimator
 from diffin.cli.terminal import console, number
 from diffin.errors import DiffinError
@@ -26,7 +27,9 @@ def delete(
     samples: Annotated[
         str,
         typer.Option(
-            "--samples", help="Which to forget: indices such as 3,17,200-219, or a file of them (.txt, .npy)."
+            "--samples",
+            help="Which to forget: indices such as 3,17,200-219, or a file of them (.txt, .npy, or the column index of a "
+            ".parquet).",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model, the certificate and the page.")],
@@ -48,6 +51,7 @@ def delete(
     force: Annotated[
         bool, typer.Option("--force", help="Write the model even if the change is too large for the estimate.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a deletion that is there already.")] = False,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -61,6 +65,8 @@ def delete(
     """
     if output.exists() and not output.is_dir():
         raise DiffinError(f"--output {output} is a file; pass a folder")
+    if not overwrite:
+        refuse_deletion(output)
     asked = diffin.load_problem(problem)
     chosen = read_samples(samples)
     found = run_deletion(
@@ -68,7 +74,7 @@ def delete(
         estimator=_estimator(estimator, settings, seed), recovery_steps=recovery_steps, retrained=retrain,
         shadows=shadows, force=force, seed=seed, progress=not quiet,
     )  # fmt: skip
-    found.save(output)
+    found.save(output, overwrite=overwrite)
     write_run_file(output, "delete", context.params)
     _print(found.certificate)
     console.print(f"The model: {output / 'model.safetensors'}", soft_wrap=True)
@@ -77,7 +83,7 @@ def delete(
 
 
 def read_samples(text: str) -> Indices:
-    """Indices out of ``3,17,200-219``, or of a file: ``.npy``, or text with one or more a line.
+    """Indices out of ``3,17,200-219``, or of a file: ``.npy``, ``.parquet`` with a column ``index``, or text.
 
     Raises:
         DiffinError: it is neither, or a range runs backwards.
@@ -88,6 +94,10 @@ def read_samples(text: str) -> Indices:
         if path.suffix == ".npy":
             # Not made whole numbers of: that fractions or a mask are none is for `delete` to say.
             return np.asarray(np.load(path))
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return np.asarray(pq.read_table(path, columns=["index"]).column("index").to_numpy())
         listed = path.read_text(encoding="utf-8") if _is_file(path) else text
         for part in listed.replace(",", " ").split():
             first, dash, last = part.partition("-")
@@ -95,9 +105,10 @@ def read_samples(text: str) -> Indices:
             if not indices:
                 raise DiffinError(f"--samples {part}: the range holds nothing; pass the lower index first")
             found += indices
-    except (OSError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError, KeyError):
         raise DiffinError(
-            f"--samples {text[:80]}: neither indices such as 3,17,200-219 nor a file of them (.txt, .npy) that can be read"
+            f"--samples {text[:80]}: neither indices such as 3,17,200-219 nor a file of them (.txt, .npy, .parquet with a "
+            "column index) that can be read"
         ) from None
     return np.array(found, dtype=np.int64)
 

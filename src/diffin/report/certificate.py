@@ -14,7 +14,6 @@ from diffin.report.method import flat
 from diffin.report.numbers import count, share, three_digits
 
 _COLOURS = {"original": "--mark", "deleted": "--help", "retrained": "--harm"}
-_NAMES = {"original": "before", "deleted": "after deletion", "retrained": "trained without"}
 _LISTED = 60
 
 
@@ -47,7 +46,7 @@ def write_certificate(
         "holds": bool(certificate.regime["holds"]),
         "forced": bool(certificate.settings.get("forced")),
         "facts": facts(certificate),
-        "models": [_NAMES[name] for name in models],
+        "models": list(models),
         "rows": rows(certificate),
         "attacks": attacks(certificate),
         "has_population": models["original"].population_attack is not None,
@@ -78,7 +77,7 @@ def verdict(certificate: Certificate) -> str:
         was = original.on["test"].accuracy
         said += f" Test accuracy went from {was:.1%} to {test.accuracy:.1%}"
         there = None if retrained is None else retrained.on["test"].accuracy
-        said += f" (trained without: {there:.1%})." if there is not None else "."
+        said += f" (retrained: {there:.1%})." if there is not None else "."
     return said
 
 
@@ -136,17 +135,17 @@ def losses_by_set(certificate: Certificate) -> Figure:
     traces = [
         {
             "type": "bar",
-            "name": _NAMES[name],
+            "name": name,
             "x": sets,
             "y": [_digits(model.on[which].loss) for which in sets],
             "marker": {"color": _COLOURS[name]},
-            "hovertemplate": f"{_NAMES[name]}: %{{y:.3~g}}<extra></extra>",
+            "hovertemplate": f"{name}: %{{y:.3~g}}<extra></extra>",
         }
         for name, model in certificate.models.items()
     ]
     layout = {"yaxis": {"title": {"text": "mean loss"}, "rangemode": "tozero"}, "barmode": "group"}
     said = "; ".join(
-        f"{which}: " + ", ".join(f"{_NAMES[n]} {three_digits(m.on[which].loss)}" for n, m in certificate.models.items())
+        f"{which}: " + ", ".join(f"{n} {three_digits(m.on[which].loss)}" for n, m in certificate.models.items())
         for which in sets
     )
     return Figure(traces, layout, f"Mean loss. {said[0].upper()}{said[1:]}.")

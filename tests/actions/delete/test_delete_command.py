@@ -6,6 +6,8 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from deletion_runs import clusters, network, trained
@@ -57,7 +59,12 @@ def test_a_model_a_certificate_and_a_page_are_written(tmp_path: Path) -> None:
 
 def test_samples_are_read_from_text_and_files(tmp_path: Path) -> None:
     np.save(tmp_path / "some.npy", np.array([4, 2]))
+    pq.write_table(pa.table({"index": [9, 1], "probability": [0.9, 0.8]}), tmp_path / "some.parquet")
+    pq.write_table(pa.table({"row": [9, 1]}), tmp_path / "other.parquet")
     assert read_samples("3,5-7").tolist() == [3, 5, 6, 7]
+    assert read_samples(str(tmp_path / "some.parquet")).tolist() == [9, 1]
+    with pytest.raises(DiffinError, match="with a column index"):
+        read_samples(str(tmp_path / "other.parquet"))
     assert read_samples(str(tmp_path / "some.npy")).tolist() == [4, 2]
     with pytest.raises(DiffinError, match="--samples"):
         read_samples("three")

@@ -186,13 +186,16 @@ def test_a_certificate_never_stands_beside_the_model_of_another_deletion(
     task, trajectory, data = run
     delete(task, trajectory, data, FORGOTTEN, progress=False).save(tmp_path / "a")
     another = delete(task, trajectory, data, [5], progress=False)
+    with pytest.raises(DiffinError, match="holds a deletion already"):
+        another.save(tmp_path / "a")
+    assert Deletion.open(tmp_path / "a").samples.tolist() == sorted(FORGOTTEN)
 
     def cut_off(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("diffin.actions.delete.deletion.write_json", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        another.save(tmp_path / "a")
+        another.save(tmp_path / "a", overwrite=True)
     with pytest.raises(DiffinError, match="holds no deletion"):
         Deletion.open(tmp_path / "a")
 

@@ -21,6 +21,12 @@ _FORMAT = 1
 _MODEL, _SAMPLES, _CERTIFICATE = "model.safetensors", "samples.safetensors", "certificate.json"
 
 
+def refuse_deletion(folder: Path) -> None:
+    """Raise if the folder holds a deletion."""
+    if (folder / _CERTIFICATE).exists():
+        raise DiffinError(f"{folder} holds a deletion already; pass another folder, or overwrite=True to replace it")
+
+
 @dataclass(frozen=True)
 class Deletion:
     """What :func:`diffin.delete` found.
@@ -35,15 +41,19 @@ class Deletion:
     samples: Indices
     certificate: Certificate
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write ``model.safetensors``, a plain state dict, and beside it the samples and ``certificate.json``.
 
-        What is there of another deletion is replaced.
+        Args:
+            folder: made if absent.
+            overwrite: replace a deletion that is there already.
 
         Raises:
-            DiffinError: the folder cannot be written.
+            DiffinError: there is a deletion already, or the folder cannot be written.
         """
         folder = Path(folder)
+        if not overwrite:
+            refuse_deletion(folder)
         try:
             self._write(folder)
         except OSError as error:
