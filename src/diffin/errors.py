@@ -43,6 +43,22 @@ class DatasetError(DiffinError, ValueError):
     """A dataset is empty, yields batches of no known size, or changed its length."""
 
 
+class UnreadableError(DatasetError):
+    """A sample, or the file that it is in, cannot be read. Scoring goes on without it.
+
+    Args:
+        reason: why, in one line; it stands beside the sample in the results, so it does not name the sample.
+        message: what to say where that is not enough; ``None`` for the reason.
+    """
+
+    def __init__(self, reason: str, message: str | None = None) -> None:
+        super().__init__(reason if message is None else message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[UnreadableError], tuple[str, str]]:
+        return type(self), (self.reason, str(self))
+
+
 class ProblemError(DiffinError, ValueError):
     """A problem file cannot be read or does not define what it must."""
 

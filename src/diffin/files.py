@@ -8,17 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 PART_SUFFIX = ".part"
 
 
 @contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path, *, unique: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes the place of ``path``, on error it is removed.
 
     A reader sees the old file or the new one, whenever the writer is killed.
+
+    Args:
+        path: of the file.
+        unique: have a temporary path that no other process has, on any machine, so that several may write the file at once.
     """
-    part = path.with_name(path.name + PART_SUFFIX)
+    part = path.with_name(f"{path.name}{'.' + uuid4().hex if unique else ''}{PART_SUFFIX}")
     try:
         yield part
         with part.open("rb+") as file:

@@ -13,7 +13,7 @@ import diffin
 from diffin.actions.clean import Suspects, cleaned, read_decisions, write_cleaned
 from diffin.actions.clean import clean as run_clean
 from diffin.actions.clean.suspects import MANIFEST
-from diffin.cli.export import Apply, From, HardLink, LabelColumn, opened
+from diffin.cli.export import Apply, From, HardLink, LabelColumn, length_of, opened
 from diffin.cli.options import ProblemFile, Quiet, RunFolder, whole
 from diffin.cli.terminal import console, plain
 from diffin.errors import DiffinError, MissingDependencyError
@@ -80,7 +80,7 @@ def clean(
         raise DiffinError(f"--threshold {threshold}: pass a probability, from 0 to 1")
     if trust_query and asked.query is None:
         raise DiffinError(f"--trust-query: {problem} has no query; give its Problem samples whose labels are right")
-    data = opened(asked, apply, source, label_column, hard_link)
+    data = opened(length_of(asked), apply, source, label_column, hard_link)
     start = time.perf_counter()
     there = not overwrite and (output / MANIFEST).exists()
     if there and (evidence or trust_query or self_influence or (decisions is None and apply is None)):

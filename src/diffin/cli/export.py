@@ -41,12 +41,19 @@ HardLink = Annotated[
 
 
 def opened(
-    asked: diffin.Problem, apply: Path | None, source: list[Path] | None, label_column: str | None, link: bool
+    size: int | None, apply: Path | None, source: list[Path] | None, label_column: str | None, link: bool
 ) -> Data | None:
     """The data to write a part of, checked before anything is computed; ``None`` if nothing is to be written.
 
+    Args:
+        size: how many samples they should hold; ``None`` if that is not known.
+        apply: where to write.
+        source: where they are.
+        label_column: see :func:`diffin.export.open_data`.
+        link: see there.
+
     Raises:
-        DiffinError: they do not go with the problem, or cannot be written there.
+        DiffinError: they are other data, or cannot be written there.
     """
     if apply is None:
         if source or label_column is not None or link:
@@ -58,10 +65,14 @@ def opened(
         raise DiffinError(f"--apply {apply}: say with --from where the data are that the problem trains on")
     data = open_data(source, label_column=label_column, link=link)
     check_destination(data, apply)
-    length = open_source(asked.train, collate=asked.collate).length
-    if length is not None and length != data.size:
+    if size is not None and size != data.size:
         raise DiffinError(
-            f"--from {source[0]} holds {data.size:,} samples, and the problem trains on {length:,}; pass the data that it "
-            "trains on, all of them and nothing else"
+            f"--from {source[0]} holds {data.size:,} samples, and not the {size:,} that are chosen from; pass the data that "
+            "was trained on, all of them and nothing else"
         )
     return data
+
+
+def length_of(asked: diffin.Problem) -> int | None:
+    """How many samples the problem trains on, if that is known."""
+    return open_source(asked.train, collate=asked.collate).length

@@ -16,6 +16,7 @@ from diffin.cli.commands import diagnose, report, score
 from diffin.cli.delete import delete
 from diffin.cli.demo import demo
 from diffin.cli.evaluate import evaluate
+from diffin.cli.filter import filter_
 from diffin.cli.options import as_options
 from diffin.cli.select import select
 from diffin.cli.terminal import errors, plain
@@ -44,6 +45,7 @@ def options(
 
 for command in (demo, score, report, diagnose, evaluate, attribute, clean, delete, select):
     app.command()(command)
+app.command("filter")(filter_)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 import diffin
 from diffin.actions.select import Iterated, Method, Selection
 from diffin.actions.select import select as run_selection
-from diffin.cli.export import Apply, From, HardLink, LabelColumn, opened
+from diffin.cli.export import Apply, From, HardLink, LabelColumn, length_of, opened
 from diffin.cli.options import EstimatorName, ProblemFile, Quiet, Settings, make_estimator
 from diffin.cli.terminal import console
 from diffin.errors import DiffinError
@@ -87,7 +87,7 @@ def select(
     folder each, `data/kept/0.1`.
     """
     asked = diffin.load_problem(problem)
-    data = opened(asked, apply, source, label_column, hard_link)
+    data = opened(length_of(asked), apply, source, label_column, hard_link)
     start = time.perf_counter()
     selection = run_selection(
         asked.task, asked.train, fractions=_shares(fractions), method=method, query=asked.query, fit=asked.fit, seed=seed,

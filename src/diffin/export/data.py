@@ -34,6 +34,14 @@ class Data(ABC):
         """How a class would be written if classes were numbered as is usual for this kind; ``None`` if nothing is usual."""
 
     @abstractmethod
+    def keys(self) -> Iterable[str]:
+        """What every sample is called where it is stored.
+
+        Raises:
+            DatasetError: nothing says.
+        """
+
+    @abstractmethod
     def write(self, folder: Path, scratch: Path, chosen: Chosen, labels: Mapping[int, Any]) -> None:
         """Write what stays, in order.
 

@@ -21,12 +21,20 @@ class HuggingFace(Data):
         dataset: the object.
         path: the folder it was loaded from, if it was.
         label_column: the column of labels; ``None`` for the only one of classes, or one called ``label`` or ``labels``.
+        key_column: the column of ids; ``None`` if there is none.
 
     Raises:
         DatasetError: there is no such column.
     """
 
-    def __init__(self, dataset: Any, *, path: Path | None = None, label_column: str | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        path: Path | None = None,
+        label_column: str | None = None,
+        key_column: str | None = None,
+    ) -> None:
         self._dataset = dataset
         self.where = "the dataset" if path is None else str(path)
         self.files = (
@@ -36,10 +44,21 @@ class HuggingFace(Data):
         classes = [name for name, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"]
         usual = classes if len(classes) == 1 else LABELS
         self.label = column_named(label_column, usual, dataset.column_names, self.where)
+        self._key = column_named(key_column, (), dataset.column_names, self.where, "key_column")
 
     def labels(self) -> list[Any]:
+        return self._column(self.label)
+
+    def keys(self) -> list[str]:
+        if self._key is None:
+            raise DatasetError(
+                f"nothing says what the samples of {self.where} are called; name a column with key_column"
+            )
+        return [str(key) for key in self._column(self._key)]
+
+    def _column(self, name: str | None) -> list[Any]:
         # By way of Arrow, which no transform of the dataset touches.
-        column = self._dataset.select_columns([self.label]).with_format("arrow")[:].column(0)
+        column = self._dataset.select_columns([name]).with_format("arrow")[:].column(0)
         found: list[Any] = column.to_pylist()
         return found
 
@@ -76,7 +95,7 @@ def _saveable(dataset: Any) -> Any:
     return dataset.with_format(None) if dataset.format["type"] == "custom" else dataset
 
 
-def load(path: Path, label_column: str | None) -> HuggingFace:
+def load(path: Path, label_column: str | None, key_column: str | None) -> HuggingFace:
     """Open a folder of ``save_to_disk``.
 
     Raises:
@@ -93,4 +112,4 @@ def load(path: Path, label_column: str | None) -> HuggingFace:
         dataset = load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
         raise DatasetError(f"the dataset in {path} cannot be read ({error}); save it again") from error
-    return HuggingFace(dataset, path=path, label_column=label_column)
+    return HuggingFace(dataset, path=path, label_column=label_column, key_column=key_column)

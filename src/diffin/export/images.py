@@ -11,9 +11,7 @@ from typing import Any
 from diffin.errors import DatasetError
 from diffin.export.chosen import Chosen
 from diffin.export.data import Data
-
-# Those that torchvision.datasets.ImageFolder takes for images.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+from diffin.sources.images import class_folders, image_files
 
 
 class ImageFolder(Data):
@@ -31,8 +29,8 @@ class ImageFolder(Data):
 
     def __init__(self, root: Path, *, link: bool = False) -> None:
         self.where, self.files, self.label, self._root, self._link = str(root), (root,), "the folder", root, link
-        self._classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-        self._paths = [found for name in self._classes for found in _images(root, name)]
+        self._classes = class_folders(root)
+        self._paths = [(name, path) for name in self._classes for path in image_files(root, name)]
         self.size = len(self._paths)
         if not self._paths:
             raise DatasetError(
@@ -45,6 +43,9 @@ class ImageFolder(Data):
 
     def label_of(self, number: int) -> str | None:
         return self._classes[number] if 0 <= number < len(self._classes) else None
+
+    def keys(self) -> Iterator[str]:
+        return ((PurePath(name) / path).as_posix() for name, path in self._paths)
 
     def write(self, folder: Path, scratch: Path, chosen: Chosen, labels: Mapping[int, Any]) -> None:
         for name in self._classes:
@@ -68,13 +69,6 @@ class ImageFolder(Data):
             else:
                 return
         shutil.copy2(source, target)
-
-
-def _images(root: Path, name: str) -> Iterator[tuple[str, PurePath]]:
-    for folder, _, files in sorted(os.walk(root / name, followlinks=True)):
-        for file in sorted(files):
-            if file.lower().endswith(EXTENSIONS):
-                yield name, (Path(folder) / file).relative_to(root / name)
 
 
 def _folded(name: str, path: PurePath) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffin.errors import DatasetError
 from diffin.export.chosen import Chosen
 from diffin.export.data import Data
+from diffin.sources.parquet import shortened
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,29 +26,37 @@ class Parquet(Data):
     Args:
         paths: the files, in order.
         label_column: the column of labels; ``None`` for one called ``label`` or ``labels``.
+        key_column: the column of ids; ``None`` for the name of the file and the row in it.
 
     Raises:
         DatasetError: a file cannot be read, or has no such column.
     """
 
-    def __init__(self, paths: Sequence[Path], *, label_column: str | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[Path], *, label_column: str | None = None, key_column: str | None = None
+    ) -> None:
         self.files = tuple(paths)
         self.where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
-        self._rows, self.label = [], None
+        self._rows, self.label, self._key = [], None, key_column
         for path in paths:
             with _read(path) as file:
                 self._rows.append(file.metadata.num_rows)
                 label = column_named(label_column, LABELS, file.schema_arrow.names, str(path))
+                column_named(key_column, (), file.schema_arrow.names, str(path), "key_column")
             if len(self._rows) > 1 and label != self.label:
                 raise DatasetError(f"{path} has other columns than {paths[0]}; pass files of one dataset")
             self.label = label
         self.size = sum(self._rows)
 
     def labels(self) -> Iterator[Any]:
-        for path in self.files:
-            with _read(path) as file:
-                for group in range(file.num_row_groups):
-                    yield from file.read_row_group(group, columns=[self.label]).column(0).to_pylist()
+        return (label for path in self.files for label in _column(path, self.label))
+
+    def keys(self) -> Iterator[str]:
+        for path, name, rows in zip(self.files, shortened([*map(str, self.files)]), self._rows, strict=True):
+            if self._key is None:
+                yield from (f"{name}:{row}" for row in range(rows))
+            else:
+                yield from map(str, _column(path, self._key))
 
     def label_of(self, number: int) -> int:
         return number
@@ -93,6 +102,12 @@ def _read(path: Path) -> Iterator[Any]:
         raise DatasetError(f"{path} cannot be read as Parquet ({error}); pass one that can") from error
 
 
+def _column(path: Path, name: str | None) -> Iterator[Any]:
+    with _read(path) as file:
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group, columns=[name]).column(0).to_pylist()
+
+
 def _relabelled(table: pa.Table, name: str | None, labels: Mapping[int, Any]) -> pa.Table:
     """The table with some labels replaced, by row."""
     import pyarrow as pa
@@ -119,8 +134,10 @@ def _compression(metadata: Any) -> str:
     return "none" if found == "uncompressed" else found
 
 
-def column_named(asked: str | None, usual: Sequence[str], names: Sequence[str], where: str) -> str | None:
-    """The column of labels: the one that is asked for, or the first of the usual names.
+def column_named(
+    asked: str | None, usual: Sequence[str], names: Sequence[str], where: str, argument: str = "label_column"
+) -> str | None:
+    """The column of labels or keys: the one that is asked for, or the first of the usual names.
 
     Raises:
         DatasetError: the one that is asked for is not there, or more than once.
@@ -128,5 +145,5 @@ def column_named(asked: str | None, usual: Sequence[str], names: Sequence[str], 
     if asked is None:
         return next((name for name in usual if list(names).count(name) == 1), None)
     if list(names).count(asked) != 1:
-        raise DatasetError(f"{where} has no single column {asked!r}; label_column may be {', '.join(names)}")
+        raise DatasetError(f"{where} has no single column {asked!r}; {argument} may be {', '.join(names)}")
     return asked

@@ -11,7 +11,8 @@ from typing import IO, Any
 from diffin.errors import DatasetError
 from diffin.export.chosen import Chosen
 from diffin.export.data import Data
-from diffin.export.members import Member, content, copied, ended, members, rewritten
+from diffin.export.members import content, copied, ended, rewritten
+from diffin.sources.tar import Member, key_of, runs, shown_key
 
 CLASS, JSON, KEY = "cls", "json", "label"
 
@@ -26,20 +27,21 @@ class WebDataset(Data):
         paths: the shards, in order.
         label_column: ``"cls"`` for the member of that name, or a key of the ``json`` member; ``None`` for ``cls``, if the
             first sample has one, or the key ``label``.
+        key_column: a key of the ``json`` member that tells samples apart; ``None`` for their names in the shards.
 
     Raises:
         DatasetError: a shard cannot be read, or holds what must not be in one.
     """
 
-    def __init__(self, paths: Sequence[Path], label_column: str | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], label_column: str | None = None, key_column: str | None = None) -> None:
         self.files = tuple(paths)
         self.where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
-        self.label = label_column
+        self.label, self._key = label_column, key_column
         self._samples: list[int] = []
         for path in paths:
             with path.open("rb") as file:
                 count = 0
-                for key, found in runs(path):
+                for key, found in _runs(path):
                     if key is None:
                         continue
                     if self.label is None and not count and not sum(self._samples):
@@ -51,12 +53,19 @@ class WebDataset(Data):
     def labels(self) -> Iterator[Any]:
         for path in self.files:
             with path.open("rb") as file:
-                for key, found in runs(path):
+                for key, found in _runs(path):
                     if key is not None:
                         yield self._label(path, key, file, found)[1]
 
     def label_of(self, number: int) -> Any:
         return str(number) if self.label == CLASS else number
+
+    def keys(self) -> Iterator[str]:
+        for path in self.files:
+            with path.open("rb") as file:
+                for name, found in _runs(path):
+                    if name is not None:
+                        yield shown_key(key_of(file, name, found, self._key))
 
     def write(self, folder: Path, scratch: Path, chosen: Chosen, labels: Mapping[int, Any]) -> None:
         stays, position = chosen.among(self.size), 0
@@ -69,7 +78,7 @@ class WebDataset(Data):
     def _write(self, path: Path, target: Path, stays: Sequence[bool], labels: Mapping[int, Any]) -> None:
         last, position = None, 0
         with path.open("rb") as source, target.open("wb") as out:
-            for key, found in runs(path):
+            for key, found in _runs(path):
                 if key is None:
                     copied(source, found[0], out)
                     continue
@@ -93,7 +102,7 @@ class WebDataset(Data):
         labelled = None if label is None else self._label(path, key, source, found)
         for member in found:
             if labelled is not None and member is labelled[0]:
-                rewritten(member, _replaced(content(source, member), self.label, label), out)
+                rewritten(source, member, _replaced(content(source, member), self.label, label), out)
             else:
                 copied(source, member, out)
 
@@ -110,32 +119,13 @@ class WebDataset(Data):
             return member, text.strip() if kind == CLASS else json.loads(text)[self.label]
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(
-                f"{member.info.name!r} of {path} holds no label {self.label!r} ({error}); name it with label_column"
+                f"{member.name!r} of {path} holds no label {self.label!r} ({error}); name it with label_column"
             ) from error
 
 
-def runs(path: Path) -> Iterator[tuple[str | None, list[Member]]]:
-    """The samples of a shard in order: key and members. What is of no sample comes by itself, with the key ``None``.
-
-    Raises:
-        DatasetError: a sample has two members of a kind.
-    """
-    key: str | None = None
-    found: list[Member] = []
-    for member in members(path):
-        if member.key is None:
-            # It does not part a sample from its rest, so it comes before the sample that it stands in.
-            yield None, [member]
-            continue
-        if member.key != key:
-            if key is not None:
-                yield key, found
-            key, found = member.key, []
-        if any(member.kind == other.kind for other in found):
-            raise DatasetError(f"{path} holds {member.info.name!r} twice in one sample; pack it again")
-        found.append(member)
-    if key is not None:
-        yield key, found
+def _runs(path: Path) -> Iterator[tuple[str | None, list[Member]]]:
+    with path.open("rb") as file:
+        yield from runs(file, str(path))
 
 
 def _usual(file: IO[bytes], found: Sequence[Member]) -> str | None:

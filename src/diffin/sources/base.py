@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffin.batches import Batch
-from diffin.errors import DatasetError
+from diffin.errors import DatasetError, UnreadableError
 
 Indices = npt.NDArray[np.int64]
 Collate = Callable[[list[Any]], Batch]
@@ -51,11 +51,28 @@ class Source(ABC):
             align: no batch holds samples from both sides of a multiple of ``align``.
 
         Yields:
-            Indices into the dataset, Int64[ndarray, "B"], and what the collate function made of the samples.
+            Indices into the dataset, Int64[ndarray, "B"], and what the collate function made of the samples. Samples that
+            cannot be read are in neither; why is in :attr:`failures` when the next batch is there, or reading has ended.
 
         Raises:
             DatasetError: the dataset is empty, or its length is not what it was.
         """
+
+    def every(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[Indices, Batch]]:
+        """As :meth:`batches`, for what needs every sample: one that cannot be read ends it.
+
+        Raises:
+            UnreadableError: saying which, before the batch that would lack it.
+        """
+        earlier = dict(self.failures)
+        self.failures.clear()
+        try:
+            for indices, batch in self.batches(batch_size, start, stop):
+                self._refuse_failures()
+                yield indices, batch
+            self._refuse_failures()
+        finally:
+            self.failures.update({**earlier, **self.failures})
 
     @abstractmethod
     def select(self, indices: Sequence[int] | Indices) -> Source:
@@ -71,18 +88,25 @@ class Source(ABC):
         Raises:
             DatasetError: samples have no key of their own.
         """
-        raise DatasetError("the samples of this dataset have no key of their own; pass diffin.sources.Keyed(dataset, keys)")
+        raise DatasetError(
+            "the samples of this dataset have no key of their own; pass diffin.sources.Keyed(dataset, keys)"
+        )
 
     def fetch(self, indices: Indices) -> Batch:
         """What the collate function makes of the samples at ``indices``, in that order, repetitions included.
 
         Raises:
             DatasetError: samples can only be read in order.
+            UnreadableError: one of them cannot be read.
         """
         raise DatasetError(
             "the training set can only be read in order, and repeating a training needs its batches by index; pass a "
             "map-style dataset, with __getitem__ and __len__"
         )
+
+    def _refuse_failures(self) -> None:
+        for index, reason in self.failures.items():
+            raise needed(index, reason)
 
     def _check(self, batch_size: int, start: int, stop: int | None) -> None:
         if batch_size < 1:
@@ -92,6 +116,11 @@ class Source(ABC):
             raise DatasetError(
                 f"positions {start} to {stop} do not lie in a dataset of {size}; has its length changed?"
             )
+
+
+def needed(index: int, reason: str) -> UnreadableError:
+    """What is raised where all samples must be read."""
+    return UnreadableError(reason, f"sample {index} of the dataset is needed here, and cannot be read: {reason}")
 
 
 def ranges(start: int, stop: int | None, size: int, align: int | None) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -10,6 +11,8 @@ from diffin.batches import Batch
 from diffin.errors import DatasetError
 from diffin.sources.base import Collate
 from diffin.sources.kinds import is_map_style
+from diffin.sources.stored import Stored
+from diffin.sources.unreadable import Unreadable
 
 
 class Indexed(Dataset[Any]):
@@ -36,9 +39,21 @@ class Indexed(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        item = self.dataset[index]
-        return (*item, index) if isinstance(item, (tuple, list)) else (item, index)
+    def __getitem__(self, index: int) -> Any:
+        return with_index(self.dataset[index], index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Many items; in place of one that cannot be read, an :class:`diffin.sources.Unreadable`."""
+        if not isinstance(self.dataset, Stored):
+            return [self[index] for index in indices]
+        return [with_index(*both) for both in zip(self.dataset.__getitems__(indices), indices, strict=True)]
+
+
+def with_index(item: Any, index: int) -> Any:
+    """An item of :class:`Indexed`; what stands for one that cannot be read stays as it is."""
+    if isinstance(item, Unreadable):
+        return item
+    return (*item, index) if isinstance(item, (tuple, list)) else (item, index)
 
 
 class WithoutIndex:

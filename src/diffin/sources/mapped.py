@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffin.batches import Batch
 from diffin.errors import DatasetError
-from diffin.sources.base import NO_SAMPLES, Collate, Indices, Source, checked_indices, ranges
-from diffin.sources.kinds import is_hugging_face
+from diffin.sources.base import NO_SAMPLES, Collate, Indices, Source, checked_indices, needed, ranges
+from diffin.sources.keyed import keys_of
+from diffin.sources.reading import Read, collated, read_items
 from diffin.sources.seeding import caller_generators_kept, seed
 
 
@@ -25,6 +27,7 @@ class MapSource(Source):
         super().__init__()
         self._dataset, self.collate, self._workers, self._selection = dataset, collate, workers, selection
         self.length: int = len(dataset) if selection is None else len(selection)
+        self.keyed = keys_of(dataset) is not None
         if self.length == 0:
             raise DatasetError(NO_SAMPLES)
 
@@ -34,22 +37,48 @@ class MapSource(Source):
         self._check(batch_size, start, stop)
         stop = self.length if stop is None else min(stop, self.length)
         chunks = _Chunks(self._selection, start, stop, batch_size, align)
+        return self._readable(chunks, 0 if stop - start <= batch_size else self._workers)
+
+    def read(self, lists: Iterable[Indices]) -> Iterator[Read]:
+        """What :meth:`fetch` makes of one list after the other, without what cannot be read, by the workers if there are any.
+
+        Args:
+            lists: of positions of this source.
+        """
+        return self._read(lists if self._selection is None else _Selected(lists, self._selection), self._workers)
+
+    def _readable(self, lists: Iterable[Indices], workers: int) -> Iterator[tuple[Indices, Batch]]:
+        for read in self._read(lists, workers):
+            self.failures.update(read.failures)
+            if len(read.indices):
+                yield read.indices, read.batch
+
+    def _read(self, lists: Iterable[Indices], workers: int) -> Iterator[Read]:
         fetch = _Fetch(self._dataset, self.collate)
-        if self._workers == 0 or stop - start <= batch_size:
-            return ((indices, fetch[indices]) for indices in chunks)
+        if workers == 0:
+            return (fetch[indices] for indices in lists)
         # A generator of its own: the loader draws a seed for its workers, and must not draw it from the caller's.
-        loader: Iterable[Batch] = DataLoader(
-            fetch,
-            batch_size=None,
-            sampler=chunks,
-            collate_fn=_unchanged,
-            num_workers=self._workers,
-            generator=torch.Generator(),
+        return iter(
+            DataLoader(
+                fetch,
+                batch_size=None,
+                sampler=lists,
+                collate_fn=_unchanged,
+                num_workers=workers,
+                generator=torch.Generator(),
+            )
         )
-        return zip(chunks, loader, strict=True)
+
+    def keys(self, indices: Indices) -> list[str]:
+        found = keys_of(self._dataset)
+        return super().keys(indices) if found is None else found(indices.tolist())
 
     def fetch(self, indices: Indices) -> Batch:
-        return _Fetch(self._dataset, self.collate)[indices if self._selection is None else self._selection[indices]]
+        wanted = indices if self._selection is None else self._selection[indices]
+        read = _Fetch(self._dataset, self.collate)[wanted]
+        if read.failures:
+            raise needed(*next(iter(read.failures.items())))
+        return read.batch
 
     def select(self, indices: Sequence[int] | Indices) -> Source:
         positions = checked_indices(indices, self.length)
@@ -69,28 +98,28 @@ class _Chunks:
             yield np.arange(first, last, dtype=np.int64) if self._selection is None else self._selection[first:last]
 
 
-class _Fetch(Dataset[Batch]):
+@dataclass(frozen=True)
+class _Selected:
+    """Indices of the dataset for positions in a selection."""
+
+    lists: Iterable[Indices]
+    selection: Indices
+
+    def __iter__(self) -> Iterator[Indices]:
+        return (self.selection[positions] for positions in self.lists)
+
+
+class _Fetch(Dataset[Read]):
     """A dataset whose items are batches, by their indices; runs in this process or in a worker."""
 
     def __init__(self, dataset: Any, collate: Collate) -> None:
         self._dataset, self._collate = dataset, collate
-        # A column store reads many rows at once far faster than one by one; only a custom transform can be random.
-        self._at_once = is_hugging_face(dataset) and dataset.format["type"] != "custom"
 
-    def __getitem__(self, indices: Indices) -> Batch:
+    def __getitem__(self, indices: Indices) -> Read:
         with caller_generators_kept():
-            if self._at_once:
-                return self._collate(list(self._dataset.__getitems__(indices.tolist())))
-            return self._collate([self._sample(index) for index in indices.tolist()])
-
-    def _sample(self, index: int) -> Any:
-        seed(index)
-        try:
-            return self._dataset[index]
-        except Exception as error:
-            error.add_note(f"diffin was reading sample {index} of the dataset")
-            raise
+            samples = read_items(self._dataset, indices.tolist(), lambda place: seed(int(indices[place])))
+            return collated(indices, samples, self._collate)
 
 
-def _unchanged(batch: Batch) -> Batch:
-    return batch
+def _unchanged(read: Any) -> Any:
+    return read

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, default_collate
 from diffin.errors import DatasetError
 from diffin.sources.base import Collate, Source
 from diffin.sources.indexed import Indexed, WithoutIndex
+from diffin.sources.keyed import Keyed
 from diffin.sources.kinds import is_map_style, torch_formatted
 from diffin.sources.mapped import MapSource
 from diffin.sources.streamed import IterableSource
@@ -24,7 +25,8 @@ def open_source(dataset: Any, *, collate: Collate | None = None, workers: int = 
             Hugging Face dataset (given the torch format if it has none and ``collate`` is not given), an
             :class:`Indexed` of one (read without the index), or a ``torch.utils.data.DataLoader``, of which the
             dataset, the collate function and the number of workers are used, and the order, sampler and batch size
-            are not.
+            are not. A map-style dataset may offer ``__getitems__(positions)``, to read many at once, and
+            ``keys(positions)``, what samples are called; see ``docs/shards.md``.
         collate: makes a batch of a list of samples; ``None`` for the loader's own, or
             ``torch.utils.data.default_collate``.
         workers: processes that read ahead; 0 for the loader's number, or reading in this process. The samples are
@@ -55,6 +57,8 @@ def open_source(dataset: Any, *, collate: Collate | None = None, workers: int = 
             "samples; pass one of its splits, or a torch.utils.data.TensorDataset of its columns"
         )
     if collate is None:
+        if type(dataset) is Keyed:
+            dataset = Keyed(torch_formatted(dataset.dataset), dataset.ids)
         dataset = torch_formatted(dataset)
         collate = default_collate
     if is_map_style(dataset):

@@ -12,6 +12,7 @@ from diffin.batches import Batch
 from diffin.errors import DatasetError
 from diffin.sources.base import NO_SAMPLES, Collate, Indices, Source, checked_indices, ranges
 from diffin.sources.kinds import length_of
+from diffin.sources.reading import collated
 from diffin.sources.seeding import caller_generators_kept, seed
 
 
@@ -43,10 +44,13 @@ class IterableSource(Source):
         for first, last in ranges(start, stop, batch_size, align):
             with caller_generators_kept():
                 chunk = list(islice(samples, last - first))
-                batch = self.collate([sample for _, sample in chunk]) if chunk else None
+                indices = np.array([index for index, _ in chunk], dtype=np.int64)
+                read = collated(indices, [sample for _, sample in chunk], self.collate) if chunk else None
             position += len(chunk)
-            if chunk:
-                yield np.array([index for index, _ in chunk], dtype=np.int64), batch
+            if read is not None:
+                self.failures.update(read.failures)
+                if len(read.indices):
+                    yield read.indices, read.batch
             if len(chunk) < last - first:
                 self._check_end(position, start)
                 return
