@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from diffin.batches import batch_size, digest, select
 from diffin.errors import DatasetError, TaskError, TrajectoryError
-from diffin.task import PerSampleLoss, check_losses, frozen
+from diffin.loss_checks import check_losses
+from diffin.task import PerSampleLoss, frozen
 from diffin.tasks import Classification, FunctionTask, Regression
 
 X, Y = torch.randn(8, 5), torch.randint(3, (8,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from diffin.estimators.self_influence import SelfInfluence
 from diffin.estimators.self_unrolled import SelfUnrolled
 from diffin.probes import ProbeSet, clear_probes
 from diffin.scoring import Scores, score_probes
+from diffin.scoring.engines import EngineLike, Local, Torchrun, chosen
 from diffin.scoring.plan import BatchSize, Derivatives
 from diffin.sources import Collate, open_source
-from diffin.task import Task
+from diffin.task import Task, refuse_coupled
 from diffin.trajectory import Trajectory
 
 _GRADIENT_BATCH = 256
@@ -39,6 +41,7 @@ def self_influence(
     progress: bool = True,
     workers: int = 0,
     collate: Collate | None = None,
+    engine: EngineLike = "local",
 ) -> Scores:
     """What training on each sample did to the loss of that sample.
 
@@ -64,6 +67,7 @@ def self_influence(
         progress: show the phases, with the time left.
         workers: processes that read the data.
         collate: makes a batch of a list of samples; ``None`` for the default.
+        engine: who measures, see :func:`diffin.score`.
 
     Returns:
         Self-influence of every sample, in the order of the dataset: effect of training on it on its own loss. Negative says
@@ -72,21 +76,29 @@ def self_influence(
     Raises:
         DiffinError: another estimator was passed; and see :func:`diffin.build_probes` and :func:`diffin.score_probes`.
     """
+    refuse_coupled(task, "self-influence")
+    by = chosen(engine)
+    by.check(open_source(train_dataset, collate=collate), output)
+    if exact and not isinstance(by, Local):
+        raise DiffinError(
+            f"engine={by.name!r}: the exact mode is for a few samples, in one process; pass engine='local'"
+        )
     own = asking_itself(default(trajectory) if estimator is None else estimator, rank, exact)
     folder = None if output is None else Path(output) / _PROBES
     if folder is not None and not resume:
-        clear_probes(folder)
+        with by.ranks(task.device) as ranks:
+            ranks.once(partial(clear_probes, folder))
     size = _GRADIENT_BATCH if batch_size == "auto" else min(batch_size, _GRADIENT_BATCH)
     probes = build_probes(
         task, trajectory, train_dataset, estimator=own, parameters=parameters, output=folder, batch_size=size,
-        workers=workers, collate=collate, progress=progress,
+        workers=workers, collate=collate, progress=progress, engine="torchrun" if isinstance(by, Torchrun) else "local",
     )  # fmt: skip
     derivatives: Derivatives = "auto"
     if exact:
         derivatives = OwnExact(curvature_sets(probes, train_dataset, batch_size=size, workers=workers, collate=collate))
     return score_probes(
         task, probes, train_dataset, derivatives=derivatives, batch_size=batch_size, output=output, resume=resume,
-        progress=progress, workers=workers, collate=collate,
+        progress=progress, workers=workers, collate=collate, engine=by,
     )  # fmt: skip
 
 

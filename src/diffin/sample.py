@@ -9,9 +9,10 @@ import torch
 
 from diffin.batches import Batch, batch_size, digest, select
 from diffin.errors import DatasetError
+from diffin.loss_checks import check_losses
 from diffin.memory import from_sample_bytes, is_out_of_memory
 from diffin.sources import Source
-from diffin.task import PerSampleLoss, Task, check_losses, frozen
+from diffin.task import PerSampleLoss, Task, frozen
 
 _SAMPLES = 64
 _FEWEST = 16
@@ -31,11 +32,20 @@ class Sample:
 
     @classmethod
     def of(cls, source: Source) -> Sample:
+        """Those that can be read of a few samples.
+
+        Raises:
+            DatasetError: none of them can be read.
+        """
         if source.random_access and source.length is not None:
             spread = np.unique(np.linspace(0, source.length - 1, min(_SAMPLES, source.length)).round().astype(np.int64))
             source = source.select(spread)
-        indices, batch = next(source.batches(_SAMPLES, stop=_SAMPLES))
-        return cls(batch, len(indices))
+        for indices, batch in source.batches(_SAMPLES, stop=_SAMPLES):
+            return cls(batch, len(indices))
+        reasons = list(source.failures.values())
+        raise DatasetError(
+            f"none of {len(reasons)} samples that were looked at can be read; the first: {reasons[0] if reasons else ''}"
+        )
 
     def digest(self) -> str:
         """Identifies the samples by the bytes of their tensors."""

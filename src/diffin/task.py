@@ -9,14 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from diffin import vectors
-from diffin.batches import Batch, batch_size, select, to_device
+from diffin.batches import Batch, to_device
 from diffin.errors import TaskError, TrajectoryError
 from diffin.vectors import Vector
 
@@ -40,15 +40,55 @@ def is_compiled(model: nn.Module) -> bool:
     return isinstance(inner, nn.Module) or getattr(model, "_compiled_call_impl", None) is not None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a model made of a batch: the loss of every sample, and what the batch loses without it.
+
+    This one is of losses that each depend on their own sample only; a loss that is coupled has one of its own.
+
+    Attributes:
+        losses: Float[Tensor, "B"]; their mean is the training objective of the batch.
+    """
+
+    losses: Tensor
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """B times the objective of the batch if every sample counted as often as its weight says. Float[Tensor, ""].
+
+        With weights of 1 it is the sum of the losses. A sample of weight 0 is not there: not with its own loss, and not in
+        the losses of others. The divisor of the objective stays B.
+
+        Args:
+            weights: Float[Tensor, "B"].
+        """
+        return (self.losses * weights.to(self.losses.dtype)).sum()
+
+    def effects(self) -> Tensor:
+        """The derivative of :meth:`weighted` with respect to every weight, at weights of 1. Float[Tensor, "B"]."""
+        return self.losses
+
+
 class Task(ABC):
     """A model and the loss that it was trained with, one value per sample.
 
     Subclass it and write :meth:`losses`, or pass a function to :class:`diffin.tasks.FunctionTask`.
 
+    A loss is *coupled* if it depends on the other samples of the batch, as contrastive losses do. Its task sets
+    ``group_size`` and writes :meth:`outcome`; see :class:`diffin.tasks.Contrastive`.
+
     Args:
         model: the module whose parameters are studied; a wrapper of ``torch.compile`` or of data-parallel training is
             taken off. Whatever calls it inside :meth:`losses` must go through ``self.model``.
+
+    Attributes:
+        group_size: how many samples have their coupled losses taken together; ``None`` for a loss that is not coupled.
+        group_seed: draws which samples are taken together when a dataset is scored.
+        autocast: what the model computes in inside :meth:`losses`, where that is less than its parameters are stored in.
     """
+
+    group_size: int | None = None
+    group_seed: int = 0
+    autocast: torch.dtype | None = None
 
     def __init__(self, model: nn.Module) -> None:
         self.model = unwrapped(model)
@@ -61,8 +101,21 @@ class Task(ABC):
             batch: what the collate function made of B samples, on the model's device.
 
         Returns:
-            Float[Tensor, "B"]. A sample's loss must not depend on the other samples of the batch.
+            Float[Tensor, "B"]; the mean is the training objective. Without a ``group_size``, a sample's loss must not
+            depend on the other samples of the batch.
         """
+
+    def outcome(self, batch: Batch) -> Outcome:
+        """The losses, and what else follows from one call of the model; a coupled task overrides it."""
+        return Outcome(self.losses(batch))
+
+    def weighted(self, batch: Batch, weights: Tensor) -> Tensor:
+        """See :meth:`Outcome.weighted`."""
+        return self.outcome(batch).weighted(weights)
+
+    def effects(self, batch: Batch) -> Tensor:
+        """See :meth:`Outcome.effects`."""
+        return self.outcome(batch).effects()
 
     def predictions(self, batch: Batch) -> list[str] | None:
         """What the model says of each sample, in words for a person; ``None`` if there is nothing to show."""
@@ -71,6 +124,11 @@ class Task(ABC):
     def labels(self, batch: Batch) -> list[str] | None:
         """What the data says of each sample, in words for a person; ``None`` if there is nothing to show."""
         return None
+
+    @property
+    def boundary(self) -> nn.Module:
+        """The module whose output is all that the losses see of the parameters: the model, unless a task knows better."""
+        return self.model
 
     @property
     def device(self) -> torch.device:
@@ -88,6 +146,17 @@ def frozen(model: nn.Module) -> Iterator[None]:
     with _kept(model):
         model.eval()
         yield
+
+
+@contextmanager
+def in_full_precision(task: Task) -> Iterator[None]:
+    """Without autocast, where the task says that it uses it."""
+    kept = task.autocast
+    task.autocast = None
+    try:
+        yield
+    finally:
+        task.autocast = kept
 
 
 @contextmanager
@@ -131,8 +200,8 @@ class _LossModule(nn.Module):
         self.model = task.model
         self._task = task
 
-    def forward(self, batch: Batch) -> Tensor:
-        return self._task.losses(batch)
+    def forward(self, batch: Batch) -> Outcome:
+        return self._task.outcome(batch)
 
 
 class PerSampleLoss:
@@ -194,9 +263,13 @@ class PerSampleLoss:
 
     def __call__(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Losses of ``batch`` (already on the device) at ``parameters``. Float[Tensor, "B"]."""
+        return self.outcome(parameters, batch).losses
+
+    def outcome(self, parameters: Mapping[str, Tensor], batch: Batch) -> Outcome:
+        """The losses of ``batch`` (already on the device) at ``parameters``, and the effects, by one call of the model."""
         tensors = {f"model.{name}": tensor for name, tensor in (*self.rest.items(), *parameters.items())}
-        losses: Tensor = functional_call(self._module, tensors, (batch,), tie_weights=True)
-        return losses
+        outcome: Outcome = functional_call(self._module, tensors, (batch,), tie_weights=True)
+        return outcome
 
     def to_device(self, batch: Batch) -> Batch:
         return to_device(batch, self.device)
@@ -239,82 +312,15 @@ def _matched(
     return matched
 
 
-def check_losses(task: Task, batch: Batch) -> None:
-    """Refuse a task whose losses are reduced, not finite, random, detached, or coupled between samples.
-
-    Args:
-        task: what to check, at the parameters that its model has now.
-        batch: at least one sample; two or more are needed to see that samples do not depend on each other.
+def refuse_coupled(task: Task, what: str) -> None:
+    """Raise where samples would be told apart by their own losses, and those are coupled.
 
     Raises:
-        TaskError: with a sentence that says what to pass instead.
+        TaskError: naming ``what`` takes samples by themselves.
     """
-    with frozen(task.model):
-        loss = PerSampleLoss(task)
-        batch = loss.to_device(batch)
-        size = batch_size(batch)
-        with torch.no_grad():
-            losses = loss(loss.parameters, batch)
-            _check_shape(losses, size)
-            _check_finite(losses)
-            again = loss(loss.parameters, batch)
-            tolerance = _rounding(loss, losses)
-            if not torch.allclose(losses, again, rtol=0, atol=tolerance):
-                raise TaskError(
-                    "the loss of the same batch differs between two calls in evaluation mode: take randomness (functional "
-                    "dropout, sampling, augmentation) out of Task.losses, or seed it by sample"
-                )
-            if size > 1:
-                _check_independence(loss, batch, losses, size, tolerance)
-        with torch.enable_grad():
-            leaves = {name: p.clone().requires_grad_() for name, p in loss.parameters.items()}
-            if not loss(leaves, select(batch, slice(0, min(size, 2)))).requires_grad:
-                raise TaskError(
-                    "the losses do not depend on the model's parameters through autograd: call self.model inside "
-                    "Task.losses, without torch.no_grad() or .detach()"
-                )
-
-
-def _check_shape(losses: Any, size: int) -> None:
-    if not isinstance(losses, Tensor):
-        raise TaskError(f"Task.losses returned {type(losses).__name__}; return a tensor of shape ({size},)")
-    if losses.ndim == 0:
+    if getattr(task, "group_size", None) is not None:
         raise TaskError(
-            "Task.losses returned one number for the whole batch; return one loss per sample, shape "
-            f"({size},): for PyTorch losses pass reduction='none'"
-        )
-    if losses.shape != (size,):
-        raise TaskError(
-            f"Task.losses returned shape {tuple(losses.shape)} for a batch of {size}; return shape ({size},): "
-            "reduce every dimension but the first (mean over tokens or pixels, as in training)"
-        )
-    if not losses.is_floating_point():
-        raise TaskError(f"Task.losses returned {losses.dtype}; return floating-point losses")
-
-
-def _rounding(loss: PerSampleLoss, losses: Tensor) -> float:
-    """By how much the same losses may differ between two batches: a loss head in float64 does not make the model exact."""
-    epsilon = max(torch.finfo(t.dtype).eps for t in (losses, *loss.parameters.values()) if t.is_floating_point())
-    return max(min(1e3 * epsilon, 0.1) * float(losses.abs().max()), 1e-5)
-
-
-def _check_finite(losses: Tensor) -> None:
-    bad = torch.nonzero(~torch.isfinite(losses)).flatten()
-    if len(bad):
-        raise TaskError(
-            f"the loss of {len(bad)} of {len(losses)} samples is not finite (position {int(bad[0])} of the batch first): "
-            "look at those samples, or clamp what overflows in Task.losses"
-        )
-
-
-def _check_independence(loss: PerSampleLoss, batch: Batch, losses: Tensor, size: int, tolerance: float) -> None:
-    half = slice(0, (size + 1) // 2)
-    alone = loss(loss.parameters, select(batch, half))
-    _check_shape(alone, (size + 1) // 2)
-    difference = float((alone - losses[half]).abs().max())
-    if difference > tolerance:
-        raise TaskError(
-            f"a sample's loss changes by {difference:.2g} when other samples leave the batch: return losses that depend on "
-            "their own sample only (no batch mean inside, no batch statistics, no in-batch negatives, no padding to the "
-            "longest that the loss can see)"
+            f"{what} takes every sample by itself, and the losses of {type(task).__name__} are coupled, so that a sample is "
+            "in the losses of others; what is known for them is diffin.score with a query, by derivatives='difference' or "
+            "'forward'"
         )

@@ -19,10 +19,11 @@ from diffin.batches import select
 from diffin.derivatives import Difference, Forward, Ghost, SampleSet, choose, hessian_vector_product
 from diffin.derivatives.selfcheck import TOLERANCE
 from diffin.errors import TaskError, TrajectoryError
+from diffin.loss_checks import check_losses
 from diffin.probes import Probe
 from diffin.rerun import Rerun
 from diffin.sources import open_source
-from diffin.task import PerSampleLoss, Task, check_losses, frozen
+from diffin.task import PerSampleLoss, Task, frozen
 from diffin.tasks import Classification, LanguageModel
 
 pytest.importorskip("transformers")

@@ -16,7 +16,7 @@ from diffin.errors import DatasetError, DiffinError, ScoringError
 from diffin.estimators import ProbingEstimator, Replay, default
 from diffin.scoring.plan import BatchSize
 from diffin.sources import Collate, open_source
-from diffin.task import Task
+from diffin.task import Task, refuse_coupled
 from diffin.trajectory import Trajectory
 from diffin.trajectory.store import MANIFEST as RECORDING
 
@@ -79,6 +79,7 @@ def attribute(
         DiffinError: see :func:`diffin.build_probes` and :func:`diffin.score_probes`; also an estimator that does not know
             queries, or a `Replay` of more than fits into memory.
     """
+    refuse_coupled(task, "attribution to single queries")
     _check(task, trajectory, query, top, batch_size, output, matrix)
     estimator = default(trajectory) if estimator is None else estimator
     train = open_source(train_dataset, collate=collate, workers=workers)

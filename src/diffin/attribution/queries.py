@@ -49,7 +49,7 @@ class Queries:
         """The samples of each question."""
 
         def of(source: Source, name: str) -> SampleSet:
-            return SampleSet(lambda: (batch for _, batch in source.batches(self.batch_size)), name)
+            return SampleSet(lambda: (batch for _, batch in source.every(self.batch_size)), name)
 
         return [
             of(self.source.select(members), self._named(label))
@@ -72,7 +72,7 @@ class Queries:
             for name, t in loss.parameters.items()
         }
         gradients = PerSampleGradients(loss)
-        for indices, batch in self.source.select(chosen).batches(self.batch_size):
+        for indices, batch in self.source.select(chosen).every(self.batch_size):
             numbers = torch.from_numpy(asked[indices])
             losses, rows = gradients.rows(loss.to_device(batch))
             bad = torch.nonzero(~torch.isfinite(losses)).flatten()
@@ -97,7 +97,7 @@ class Queries:
         return total.hexdigest()[:16]
 
     def _read(self) -> Iterator[tuple[Indices, Batch]]:
-        return self.source.select(np.sort(np.concatenate(self.members))).batches(self.batch_size)
+        return self.source.select(np.sort(np.concatenate(self.members))).every(self.batch_size)
 
     def _named(self, label: int) -> str:
         return f"query group {label}" if self.grouped else f"query sample {label}"

@@ -20,7 +20,7 @@ from diffin.derivatives.rows import pairs, times
 from diffin.errors import DerivativeError
 from diffin.probes import Probe
 from diffin.self_probes import SelfProbe
-from diffin.task import PerSampleLoss
+from diffin.task import PerSampleLoss, refuse_coupled
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class OwnAcross:
         raise not_of_self(self.name)
 
     def prepare_own(self, loss: PerSampleLoss, probe: SelfProbe | AcrossProbe) -> Measure:
+        refuse_coupled(loss.task, "self-influence")
         if not isinstance(probe, AcrossProbe):
             raise DerivativeError("these probes are of one state; measure them by derivatives='auto'")
         last = PerSampleLoss(loss.task, probe.end.state, loss.names)

@@ -22,7 +22,8 @@ class Measured:
     Attributes:
         losses: Float64[Tensor, "B"], the losses at the checkpoint (for ``difference``: their mean over the displaced
             parameters, which agrees to second order in the step).
-        derivatives: Float64[Tensor, "B"], ``D_u l_z + D2_{v,d} l_z``, without the probe's weight.
+        derivatives: Float64[Tensor, "B"], ``D_u e_z + D2_{v,d} e_z``, without the probe's weight. The effect e_z of a sample
+            is its loss, unless losses are coupled (:meth:`diffin.task.Outcome.effects`).
     """
 
     losses: Tensor
@@ -60,3 +61,8 @@ def refuse_half_precision(loss: PerSampleLoss) -> None:
                 f"{name!r} is {tensor.dtype}, too coarse to take differences in: pass model.float(), derivatives='forward' "
                 "and hessian='exact', or parameters= without the half-precision ones"
             )
+    if loss.task.autocast in (torch.bfloat16, torch.float16):
+        raise DerivativeError(
+            f"the task computes in {loss.task.autocast} (autocast), too coarse to take differences in: pass "
+            "derivatives='forward' and hessian='exact', or autocast=None to the task"
+        )

@@ -55,12 +55,16 @@ class Difference:
 
         def measure(batch: Batch) -> Measured:
             with torch.inference_mode():
-                losses = [as_float64(loss(displaced, batch)) for _, displaced in terms]
+                losses, signed = [], []
+                for sign, displaced in terms:
+                    outcome = loss.outcome(displaced, batch)
+                    losses.append(as_float64(outcome.losses))
+                    if divisor:
+                        signed.append(sign * as_float64(outcome.effects()))
                 mean = torch.stack(losses).mean(dim=0)
                 if not divisor:
                     return Measured(mean, torch.zeros_like(mean))
-                signed = torch.stack([sign * value for (sign, _), value in zip(terms, losses, strict=True)])
-                return Measured(mean, signed.sum(dim=0) / divisor)
+                return Measured(mean, torch.stack(signed).sum(dim=0) / divisor)
 
         return measure
 

@@ -35,9 +35,13 @@ class Forward:
         mixed = probe.mixed and (vectors.like(probe.mixed[0], theta), vectors.like(probe.mixed[1], theta))
 
         def measure(batch: Batch) -> Measured:
+            def measured(point: Vector) -> tuple[Tensor, Tensor]:
+                outcome = loss.outcome(point, batch)
+                return outcome.losses, outcome.effects()
+
             def along(point: Vector, direction: Vector) -> tuple[Tensor, Tensor]:
-                value, tangent = jvp(lambda p: loss(p, batch), (point,), (direction,))
-                return value, tangent
+                (losses, _), (_, tangent) = jvp(measured, (point,), (direction,))
+                return losses, tangent
 
             with nested_forward_mode():
                 if mixed is None:

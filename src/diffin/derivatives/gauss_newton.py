@@ -48,6 +48,7 @@ def gauss_newton_product(loss: PerSampleLoss, samples: SampleSet, vector: Mappin
     for losses, product in finite(loss, samples, lambda batch: batch_gauss_newton(loss, batch, along)):
         add_gradients(total, product)
         count += len(losses)
+    (total,), count, _ = samples.summed([total], count)
     return vectors.scale(total, 1 / count)
 
 

@@ -36,7 +36,7 @@ from diffin.derivatives.gradient import leaves
 from diffin.derivatives.hooks import backward, linear_layers
 from diffin.errors import DerivativeError
 from diffin.probes import Probe
-from diffin.task import PerSampleLoss
+from diffin.task import PerSampleLoss, refuse_coupled
 from diffin.vectors import Vector
 
 _log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Ghost:
         return {"name": self.name, "step": self.step}
 
     def prepare(self, loss: PerSampleLoss, probe: Probe) -> Measure:
+        refuse_coupled(loss.task, "derivatives='ghost'")
         if probe.mixed is None:
             first = _FirstDerivative(loss, loss.parameters, probe.u)
             return lambda batch: Measured(*first(batch))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from diffin import vectors
 from diffin.batches import Batch, select
 from diffin.errors import DerivativeError
+from diffin.parallel import ALONE, Ranks
 from diffin.task import PerSampleLoss
 from diffin.vectors import Vector
 
@@ -30,11 +32,36 @@ class SampleSet:
         name: what to call the set in messages.
         skip_failed: leave out samples whose loss is not finite, with a warning, instead of refusing the set: one sample of
             a training set may be broken; a query has to be whole.
+        ranks: the processes that add up what they find of the set, each of a share of it.
+        share: starts reading the share of this process; ``None`` to take one batch in so many as there are processes.
     """
 
     read: Callable[[], Iterable[Batch]]
     name: str
     skip_failed: bool = False
+    ranks: Ranks = ALONE
+    share: Callable[[], Iterable[Batch]] | None = None
+
+    def own(self) -> Iterable[Batch]:
+        """The batches that this process looks at; all of them where it is alone."""
+        if self.share is not None:
+            return self.share()
+        return islice(self.read(), self.ranks.rank, None, self.ranks.count)
+
+    def summed(self, totals: Sequence[Vector], count: int, value: float = 0.0) -> tuple[list[Vector], int, float]:
+        """What every process has summed over ``count`` samples of its own, added up.
+
+        Raises:
+            DerivativeError: there was no sample.
+        """
+        if self.ranks.count > 1:
+            some = next(iter(totals[0].values()))
+            numbers = torch.tensor([count, value], dtype=torch.float64, device=some.device)
+            count, value = self.ranks.summed({"": numbers})[""].tolist()
+            totals = [self.ranks.summed(total) for total in totals]
+        if not count:
+            raise DerivativeError(f"{self.name} is empty, or no loss in it is finite; pass at least one usable sample")
+        return list(totals), int(count), value
 
 
 @dataclass(frozen=True)
@@ -71,6 +98,7 @@ def mean_gradient(loss: PerSampleLoss, samples: SampleSet, *, at: Mapping[str, T
         add_gradients(total, gradients)
         value += float(losses.detach().sum())
         count += len(losses)
+    (total,), count, value = samples.summed([total], count, value)
     return MeanLoss(value / count, vectors.scale(total, 1 / count), count)
 
 
@@ -101,11 +129,14 @@ def finite(
 ) -> Iterator[tuple[Tensor, _T]]:
     """What is taken of every batch of the set with its losses, samples whose loss is not finite left out.
 
+    Of a set that is shared, the batches of this process; whatever is summed over them, :meth:`SampleSet.summed` adds up.
+
     Raises:
-        DerivativeError: there is no sample, or one whose loss is not finite in a set that has to be whole.
+        DerivativeError: there is a sample whose loss is not finite in a set that has to be whole.
     """
-    position = count = failed = 0
-    for batch in samples.read():
+    position = failed = 0
+    whose = f"the share of rank {samples.ranks.rank}" if samples.ranks.count > 1 else "it"
+    for batch in samples.own():
         batch = loss.to_device(batch)
         losses, found = taken(batch)
         size, usable = len(losses), torch.isfinite(losses)
@@ -113,7 +144,7 @@ def finite(
             if not samples.skip_failed:
                 raise DerivativeError(
                     f"{int((~usable).sum())} losses of {samples.name} are not finite (sample "
-                    f"{position + int(torch.nonzero(~usable)[0])} of it first); remove those samples, or clamp what "
+                    f"{position + int(torch.nonzero(~usable)[0])} of {whose} first); remove those samples, or clamp what "
                     "overflows in Task.losses"
                 )
             failed += int((~usable).sum())
@@ -124,8 +155,5 @@ def finite(
         if len(losses):
             yield losses, found
         position += size
-        count += len(losses)
     if failed:
         _log.warning("%d samples of %s have a loss that is not finite and were left out", failed, samples.name)
-    if count == 0:
-        raise DerivativeError(f"{samples.name} is empty, or no loss in it is finite; pass at least one usable sample")

@@ -68,6 +68,7 @@ def _exact_product(loss: PerSampleLoss, samples: SampleSet, vector: Mapping[str,
                     refuse_once_differentiable(terms)
                 add_gradients(total, _second(torch.stack(terms).sum(), list(point.values())))
             count += len(losses)
+    (total,), count, _ = samples.summed([total], count)
     return vectors.scale(total, 1 / count)
 
 

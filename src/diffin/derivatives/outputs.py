@@ -33,7 +33,7 @@ class Cut:
 
     Attributes:
         point: the parameters that were differentiated with respect to.
-        outputs: of every call of the model, with the graph that leads to ``point``.
+        outputs: of every call of the model (:attr:`diffin.task.Task.boundary`), with the graph that leads to ``point``.
         tangents: how each moves along the direction.
         seen: what the losses saw in the place of each: leaves.
         losses: Float[Tensor, "B"], with the graph that leads to ``seen``.
@@ -119,7 +119,7 @@ def _watched(loss: PerSampleLoss, found: Cut, moved: bool) -> Iterator[None]:
             f"{_ADVICE}"
         )
 
-    handle = loss.task.model.register_forward_hook(hook)
+    handle = loss.task.boundary.register_forward_hook(hook)
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ from diffin.derivatives.products import hessian_vector_products
 from diffin.errors import DerivativeError
 from diffin.probes import Probe
 from diffin.self_probes import SelfProbe
-from diffin.task import PerSampleLoss
+from diffin.task import PerSampleLoss, refuse_coupled
 from diffin.vectors import Vector
 
 _AT_ONCE = 16
@@ -74,6 +74,7 @@ class OwnDifference:
         raise not_of_self(self.name)
 
     def prepare_own(self, loss: PerSampleLoss, probe: SelfProbe | AcrossProbe) -> Measure:
+        refuse_coupled(loss.task, "self-influence")
         probe = _of_one_state(probe)
         if probe.curvature is not None:
             raise DerivativeError(
@@ -126,6 +127,7 @@ class OwnExact:
         raise not_of_self(self.name)
 
     def prepare_own(self, loss: PerSampleLoss, probe: SelfProbe | AcrossProbe) -> Measure:
+        refuse_coupled(loss.task, "self-influence")
         probe = _of_one_state(probe)
         samples = None if probe.curvature is None else self.curvature(probe.curvature)
         drift = None if probe.drift is None else vectors.like(probe.drift, loss.parameters)

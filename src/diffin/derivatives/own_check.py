@@ -18,7 +18,7 @@ from diffin.derivatives.selfcheck import TOLERANCE, BackEndCheck, SelfCheck, fas
 from diffin.errors import DerivativeError
 from diffin.probes import ProbeSet
 from diffin.self_probes import SelfProbe
-from diffin.task import PerSampleLoss, Task, frozen
+from diffin.task import PerSampleLoss, Task, frozen, refuse_coupled
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ def choose(task: Task, probes: ProbeSet, sample: Batch) -> tuple[OwnMeasuring, S
     """
     if any(isinstance(probe, AcrossProbe) for probe in probes.load(0).self_probes):
         return OwnAcross(), None
+    refuse_coupled(task, "self-influence")
     with frozen(task.model):
         cases: list[tuple[PerSampleLoss, SelfProbe]] = []
         for position in sorted({0, len(probes) // 2, len(probes) - 1}):

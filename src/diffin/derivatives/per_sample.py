@@ -27,7 +27,7 @@ from diffin.derivatives.hooks import backward, linear_layers
 from diffin.derivatives.layers import noted, share
 from diffin.derivatives.shares import Formed, Share, merged, summed, total
 from diffin.derivatives.without_hooks import WithoutHooks
-from diffin.task import PerSampleLoss
+from diffin.task import PerSampleLoss, refuse_coupled
 from diffin.vectors import Vector
 
 _log = logging.getLogger(__name__)
@@ -70,9 +70,13 @@ class PerSampleGradients:
     Args:
         loss: the losses as a function of the studied parameters.
         at: where, by name; ``loss.parameters`` by default.
+
+    Raises:
+        TaskError: the losses are coupled.
     """
 
     def __init__(self, loss: PerSampleLoss, at: Mapping[str, Tensor] | None = None) -> None:
+        refuse_coupled(loss.task, "a gradient of each sample")
         self._loss = loss
         self._point: Vector = {name: (at or loss.parameters)[name].detach() for name in loss.parameters}
         self._plan: _Plan | None = None

@@ -41,4 +41,5 @@ def hessian_vector_products(
                 )
                 add_gradients(total, second)
             count += len(losses)
+    totals, count, _ = samples.summed(totals, count)
     return [vectors.scale(total, 1 / count) for total in totals]

@@ -1,9 +1,9 @@
 """Which derivative back end to use, with which step, and how far its numbers can be trusted.
 
 Every candidate measures the same probes on a small sample at the first, the middle and the last checkpoint. The exact
-answer comes from differentiating each sample's gradient once more (reverse over reverse, sample by sample), which shares
-nothing with the candidates; where the model does not allow it, a candidate is compared with the Richardson extrapolation
-of its own results at two steps. The step of a differencing back end is the one that errs least:
+answer comes from differentiating each sample's gradient once more (reverse over reverse, sample by sample, without
+autocast), which shares nothing with the candidates; where the model does not allow it, a candidate is compared with the
+Richardson extrapolation of its own results at two steps. The step of a differencing back end is the one that errs least:
 too long and the loss is not smooth enough, too short and rounding shows.
 """
 
@@ -30,7 +30,7 @@ from diffin.derivatives.gradient import leaves
 from diffin.derivatives.hessian import refuse_once_differentiable
 from diffin.errors import DerivativeError
 from diffin.probes import Probe, ProbeSet
-from diffin.task import PerSampleLoss, Task, frozen
+from diffin.task import PerSampleLoss, Task, frozen, in_full_precision
 from diffin.vectors import Vector
 
 _log = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ _UNSUPPORTED = (RuntimeError, NotImplementedError, TypeError, ValueError)
 """What PyTorch raises where an operation has no such derivative."""
 
 _SAMPLES = 32
+_COUPLED = 12
+"""Of them, where losses are coupled: how many are differentiated exactly, since each takes a pass over all."""
 _STEPS = {
     torch.float32: (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     torch.float64: (1e-6, 1e-5, 1e-4, 1e-3),
@@ -180,7 +182,7 @@ class _Bench:
             loss(loss.parameters, self._sample)  # warm up
             self._plain = fastest_seconds(lambda: loss(loss.parameters, self._sample), loss.device)
         self._exact: list[Tensor] = []
-        with suppress(*_UNSUPPORTED):
+        with suppress(*_UNSUPPORTED), in_full_precision(task):
             self._exact = [reverse_over_reverse(loss, probe, self._sample).cpu() for loss, probe in self._cases]
         self.reference = "reverse" if self._exact else "richardson"
 
@@ -239,14 +241,20 @@ def reverse_over_reverse(loss: PerSampleLoss, probe: Probe, batch: Batch) -> Ten
     """``D_u l_z + D2_{v,d} l_z`` exactly, sample by sample: the gradient, and the gradient of its product with v.
 
     Returns:
-        Float64[Tensor, "B"]
+        Float64[Tensor, "B"]; of coupled losses the effects, and NaN after the first 12.
     """
     point = leaves(loss.parameters)
     parameters = list(point.values())
-    values = []
+    values: list[Tensor] = []
     for index in range(batch_size(batch)):
         with torch.enable_grad(), composite_attention():
-            total = loss(point, select(batch, slice(index, index + 1))).sum()
+            if loss.task.group_size is None:
+                total = loss(point, select(batch, slice(index, index + 1))).sum()
+            elif index < _COUPLED:
+                total = loss.outcome(point, batch).effects()[index]
+            else:
+                values.append(torch.full_like(values[0], torch.nan))
+                continue
             gradients = torch.autograd.grad(total, parameters, create_graph=probe.mixed is not None, allow_unused=True)
             value = _product(gradients, point, probe.u)
             if probe.mixed is not None:

@@ -14,6 +14,7 @@ from diffin import vectors
 from diffin.across_probes import End
 from diffin.derivatives.gradient import SampleSet, mean_gradient
 from diffin.errors import TrajectoryError
+from diffin.parallel import ALONE, Ranks
 from diffin.probes import CheckpointProbes, Probe
 from diffin.progress import Phase
 from diffin.sources import Source
@@ -41,6 +42,7 @@ class Run:
         train: the training set.
         query: the query set, or ``None`` for an estimator that asks about the training risk.
         draw: samples of the training set.
+        ranks: the processes that build the same probes side by side.
     """
 
     task: Task
@@ -50,6 +52,7 @@ class Run:
     train: Source
     query: SampleSet | None
     draw: Draw
+    ranks: Ranks = ALONE
 
     def loss(self, checkpoint: Checkpoint) -> PerSampleLoss:
         """Losses at a checkpoint as a function of the studied parameters. Use it inside :func:`diffin.task.frozen`."""

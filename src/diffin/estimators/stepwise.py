@@ -74,7 +74,7 @@ def walk(
         unpack: makes the adjoints out of what was carried beside a block.
     """
     trajectory = run.trajectory
-    rerun = Rerun(run.task, trajectory, run.train)
+    rerun = Rerun(run.task, trajectory, run.train, ranks=run.ranks)
     chosen = states(count, trajectory.total_steps)
     ranges = dict(zip(chosen, nearest(chosen, trajectory.total_steps), strict=True))
     missing = [step for step in chosen if not built.has(step)]
@@ -90,8 +90,9 @@ def walk(
     bar.advance(2 * (trajectory.total_steps - until))
     totals = [vectors.zeros_like(rerun.loss.parameters) for _ in queries]
     state: Mapping[str, Tensor] = {}
+    keep = hessian != "exact" or rerun.shared
     with rerun.entered():
-        for stretch in backwards(rerun, until=until, keep_gradients=hessian != "exact", advance=bar.advance):
+        for stretch in backwards(rerun, until=until, keep_gradients=keep, advance=bar.advance):
             if not adjoints:
                 adjoints = [query_adjoint(rerun, stretch.end, query) for query in queries]
             gradients = stretch.end.gradients
@@ -115,7 +116,7 @@ def _step_back(
 ) -> tuple[list[Adjoint], list[Vector]]:
     """Adjoints before a step, and its directions; a step that was skipped has none and changes nothing."""
     nothing: list[Vector] = [{} for _ in adjoints]
-    if hessian == "exact":
+    if hessian == "exact" and not rerun.shared:
         pulled = rerun.pull_back(at, adjoints)
         return (adjoints, nothing) if pulled is None else (pulled.adjoints, pulled.directions)
     if gradients is None:

@@ -42,6 +42,7 @@ from diffin.estimators.base import Built, Carried, ProbingEstimator, Run
 from diffin.probes import CheckpointProbes
 from diffin.progress import Phase
 from diffin.rerun import Rerun
+from diffin.sample import Sample
 from diffin.sources import Source
 from diffin.task import PerSampleLoss, Task, frozen
 from diffin.trajectory import Trajectory
@@ -78,8 +79,8 @@ class Unrolled(ProbingEstimator):
             - ``"auto"``: differences where the model is smooth; where its slope jumps (ReLU, max-pooling), which makes them
               worthless, Gauss-Newton where the losses go through calls of the model alone, and exact ones elsewhere.
 
-            It cannot be seen from outside whether a model computes in less than float32 (autocast, TF32): pass ``"exact"`` or
-            ``"gauss-newton"`` there.
+            It cannot be seen from outside whether a model computes in less than float32 (TF32, or autocast of which its task
+            does not say so): pass ``"exact"`` or ``"gauss-newton"`` there.
     """
 
     propagation: Propagation = "auto"
@@ -171,9 +172,10 @@ def _product(task: Task, trajectory: Trajectory, train: Source) -> HessianProduc
     """The cheapest product that the model and the precision of its parameters bear."""
     with frozen(task.model):
         loss = PerSampleLoss(task, trajectory.checkpoints[0].state)
-        if any(t.dtype in (torch.bfloat16, torch.float16) for t in loss.parameters.values()):
+        half = (torch.bfloat16, torch.float16)
+        if task.autocast in half or any(t.dtype in half for t in loss.parameters.values()):
             return "exact"
-        batch = loss.to_device(next(train.batches(2, stop=2))[1])
+        batch = loss.to_device(Sample.of(train).thinned(2).batch)
         if not kinks(loss, batch):
             return "difference"
         return "gauss-newton" if bears_gauss_newton(loss, batch) else "exact"

@@ -12,12 +12,15 @@ import torch
 from diffin.batches import digest, nbytes
 from diffin.derivatives.gradient import SampleSet
 from diffin.errors import DiffinError, EvaluationError, TrajectoryError
+from diffin.estimators.build import query_reader
 from diffin.evaluation.truth import Floats, as_indices
+from diffin.loss_checks import check_losses
 from diffin.rerun import Rerun, State
 from diffin.rerun.batches import shuffled_order
 from diffin.sample import Sample
 from diffin.sources import Collate, Indices, open_source
-from diffin.task import PerSampleLoss, Task, check_losses, frozen
+from diffin.sources.composed import whole
+from diffin.task import PerSampleLoss, Task, frozen
 from diffin.trajectory import Trajectory
 
 _BATCH = 256
@@ -68,7 +71,10 @@ class Question:
             length = self.query.length
             if length is None:
                 raise EvaluationError("query_samples: the query has no known length; pass a map-style data set")
+            if task.group_size is not None:
+                length = whole(length, task.group_size)
             self.singles = as_indices(singles, length, "query_samples")
+        self._read_query = query_reader(task, self.query, _BATCH)
         self._query_sample = Sample.of(self.query)
         check_losses(task, self._query_sample.batch)
 
@@ -147,12 +153,12 @@ class Question:
         if self._held_query is not None:
             yield from self._held_query
             return
-        yield from (batch for _, batch in self.query.batches(_BATCH))
+        yield from self._read_query()
 
     @cached_property
     def _held_query(self) -> list[Any] | None:
         held, size = [], 0
-        for _, batch in self.query.batches(_BATCH):
+        for batch in self._read_query():
             held.append(self.loss.to_device(batch))
             size += nbytes(batch)
             if size > _HELD_BYTES:

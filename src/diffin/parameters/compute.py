@@ -26,7 +26,7 @@ from diffin.rerun import State
 from diffin.rerun.tangent import Tangent
 from diffin.sources import Collate, Indices, open_source
 from diffin.sources.base import distinct_indices
-from diffin.task import PerSampleLoss, Task, frozen
+from diffin.task import PerSampleLoss, Task, frozen, refuse_coupled
 from diffin.trajectory import Trajectory
 from diffin.vectors import Vector
 
@@ -66,12 +66,13 @@ def parameter_influence(
 
     Raises:
         DatasetError: a sample is not in the training set or comes twice, there is none, or no loss is finite.
-        TaskError: the task's losses cannot be used (see :func:`diffin.task.check_losses`).
+        TaskError: the task's losses cannot be used (see :func:`diffin.loss_checks.check_losses`).
         TrajectoryError: there is no checkpoint to measure at, the trajectory does not fit the model, or a training that has
             to be repeated cannot be.
         DerivativeError: a loss of the samples is not finite, or the model has no second derivative.
         DiffinError: the estimator says nothing about parameters.
     """
+    refuse_coupled(task, "influence on the parameters")
     if isinstance(trajectory, Trajectory) and estimator is None:
         estimator = default(trajectory)
     if isinstance(estimator, Replay):

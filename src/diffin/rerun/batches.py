@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 from diffin.batches import Batch, batch_size, nbytes, select, to_device
 from diffin.errors import TrajectoryError
 from diffin.sources import Indices, Source
+from diffin.task import Task
 from diffin.trajectory import StepLog
 
 _HELD_BYTES = 2**29
@@ -36,8 +37,24 @@ Order = Callable[[int], tuple[Part, ...]]
 """The parts of the batch of a step, by the number of steps before it; none for a step that was skipped."""
 
 
-def recorded_order(log: StepLog) -> Order:
-    """The order that was recorded."""
+def recorded_order(log: StepLog, task: Task | None = None) -> Order:
+    """The order that was recorded.
+
+    Args:
+        log: what the steps used.
+        task: whose losses are weighed as the steps did; a mean over the items of a sample by default.
+
+    Raises:
+        TrajectoryError: the steps divided sums over items by the items of their batch, and the task takes means.
+    """
+    # Losses that are sums over the tokens of a sample, but for a constant, are what was divided; means are not.
+    constant = getattr(task, "divisor", 1.0) if getattr(task, "reduction", "mean") == "sum" else log.items_per_sample()
+    if constant is None:
+        raise TrajectoryError(
+            "this training cannot be repeated with this task: its objective was a mean over the tokens of a batch, whose "
+            "samples have different numbers of them, and the task's losses are means over the tokens of a sample. Pass "
+            "LanguageModel(model, reduction='sum', divisor=<mean number of predicted tokens of a sample>)"
+        )
 
     def parts(step: int) -> tuple[Part, ...]:
         indices = log.indices(step)
@@ -46,19 +63,23 @@ def recorded_order(log: StepLog) -> Order:
         if indices is None:
             raise TrajectoryError(f"the samples of step {step} were not recorded; pass indices to recorder.step")
         sizes = log.micro_batches(step)
-        return _parts(indices, (len(indices),) if sizes is None else sizes)
+        sizes = (len(indices),) if sizes is None else sizes
+        division = log.division(step)
+        if division is None:
+            return _parts(indices, sizes, [1 / (len(sizes) * size) if size else 0.0 for size in sizes])
+        return _parts(indices, sizes, [constant / divisor for divisor in division.divisors])
 
     return parts
 
 
-def shuffled_order(log: StepLog, dataset_size: int, seed: int) -> Order:
+def shuffled_order(log: StepLog, dataset_size: int, seed: int, task: Task | None = None) -> Order:
     """Another order of the same training: batches as large as recorded, their samples drawn anew.
 
     The steps are cut into passes, the longest runs in which no sample comes twice (the epochs, where a training has
     them), and each pass draws its samples without replacement from the whole training set. What a pass left out
     (``drop_last``) is therefore left out anew.
     """
-    recorded = recorded_order(log)
+    recorded = recorded_order(log, task)
     generator = np.random.default_rng(seed)
     drawn: list[tuple[Part, ...]] = []
     pending: list[tuple[Part, ...]] = []
@@ -125,10 +146,10 @@ class Batches:
         return to_device(self._source.fetch(np.arange(length)), self._device)
 
 
-def _parts(indices: Indices, sizes: tuple[int, ...]) -> tuple[Part, ...]:
+def _parts(indices: Indices, sizes: tuple[int, ...], shares: list[float]) -> tuple[Part, ...]:
     ends = np.cumsum(sizes)
     return tuple(
-        Part(indices[end - size : end], 1 / (len(sizes) * size))
-        for end, size in zip(ends.tolist(), sizes, strict=True)
+        Part(indices[end - size : end], share)
+        for end, size, share in zip(ends.tolist(), sizes, shares, strict=True)
         if size
     )

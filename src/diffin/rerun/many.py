@@ -149,14 +149,14 @@ def advance_stacked(rerun: Rerun, state: State, weights: Tensor) -> State:
             rerun.set_forward_generator(state.step, number)
             batch = rerun.batches.read(part.indices)
 
-            def losses_of_one(own: Vector, old: Vector, batch: object = batch) -> tuple[Tensor, Vector]:
+            def weighted_of_one(own: Vector, old: Vector, row: Tensor, batch: object = batch) -> tuple[Tensor, Vector]:
                 # A copy each: the model updates its statistics in place.
                 new = {name: t.clone() for name, t in old.items()}
-                return rerun.loss({**own, **new}, batch), new
+                return rerun.loss.outcome({**own, **new}, batch).weighted(row), new
 
-            losses, buffers = vmap(losses_of_one, randomness="same")(parameters, buffers)
-            rows = weights[:, torch.from_numpy(part.indices).to(weights.device)].to(losses.dtype)
-            objectives.append((losses * rows).sum() * part.share)
+            rows = weights[:, torch.from_numpy(part.indices).to(weights.device)]
+            weighted, buffers = vmap(weighted_of_one, randomness="same")(parameters, buffers, rows)
+            objectives.append(weighted.sum() * part.share)
         objective = torch.stack(objectives).sum()
         gradients = torch.autograd.grad(objective, list(parameters.values()), allow_unused=True)
     found = {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from diffin import vectors
-from diffin.batches import Batch, digest
+from diffin.batches import Batch, digest, select
 from diffin.derivatives.composite import differentiable_statistics
 from diffin.derivatives.hessian import refuse_once_differentiable
 from diffin.errors import TrajectoryError
+from diffin.parallel import ALONE, Ranks
 from diffin.rerun.adjoint import Adjoint, PulledBack
 from diffin.rerun.batches import Batches, Order, Part, recorded_order
 from diffin.rerun.state import State, floating
@@ -44,12 +45,15 @@ class Rerun:
         train: the training set, by index.
         order: batches of every step; the recorded ones by default. With others, only the initial state is that of the
             recording.
+        ranks: the processes that take the steps together, each of a share of every batch where that is the same.
 
     Raises:
         TrajectoryError: the recording does not say what is needed (each obstacle is named).
     """
 
-    def __init__(self, task: Task, trajectory: Trajectory, train: Source, order: Order | None = None) -> None:
+    def __init__(
+        self, task: Task, trajectory: Trajectory, train: Source, order: Order | None = None, *, ranks: Ranks = ALONE
+    ) -> None:
         obstacles = trajectory.replay_obstacles()
         if obstacles or trajectory.steps is None or trajectory.optimizer is None:
             raise TrajectoryError("this training cannot be repeated. " + " ".join(obstacles))
@@ -58,11 +62,11 @@ class Rerun:
                 f"the training set has {train.length} samples and the run was recorded with {trajectory.dataset_size}; pass "
                 "the data set that the recorded indices belong to"
             )
-        self.task, self.trajectory = task, trajectory
+        self.task, self.trajectory, self.ranks = task, trajectory, ranks
         self.log, self.optimizer = trajectory.steps, trajectory.optimizer
         self.loss = PerSampleLoss(task, trajectory.stored[0].state)
         self.is_recorded = order is None
-        self.order = order or recorded_order(self.log)
+        self.order = order or recorded_order(self.log, task)
         self.batches = Batches(train, self.loss.device)
         self.refused_kernels = False
 
@@ -104,6 +108,31 @@ class Rerun:
         # NumPy's generator has words that stay and a position among them that moves.
         return before[1] != after[1] or any(not torch.equal(after[0][name], t) for name, t in before[0].items())
 
+    @cached_property
+    def shared(self) -> bool:
+        """Whether every process takes a share of each batch, and they add up what they find.
+
+        They do not where a step has to see its whole batch: it is normalised by batch, its losses are coupled, or random
+        numbers are drawn for it. Then every process takes whole steps, all of them the same.
+        """
+        if self.ranks.count == 1 or self.task.group_size is not None:
+            return False
+        return self.ranks.once(lambda: not self.draws and self._separable())
+
+    def _separable(self) -> bool:
+        """Whether half of the first batch has the losses that it has within the whole, and no buffer changes."""
+        first = next(parts for parts in map(self.order, range(self.total_steps)) if parts)[0]
+        state = self.state(self.trajectory.stored[0])
+        buffers = {name: t.clone() for name, t in state.buffers.items()}
+        batch, half = self.batches.read(first.indices), slice(0, (len(first.indices) + 1) // 2)
+        with as_trained(self.task.model), torch.no_grad():
+            whole = self.loss({**state.parameters, **buffers}, batch)
+            alone = self.loss({**state.parameters, **buffers}, select(batch, half))
+        if any(not torch.equal(t, state.buffers[name]) for name, t in buffers.items()):
+            return False
+        tolerance = max(torch.finfo(t.dtype).eps for t in (whole, *state.parameters.values())) ** 0.5
+        return torch.allclose(alone, whole[half], rtol=tolerance, atol=tolerance, equal_nan=True)
+
     def advance(self, state: State, weights: Tensor | None = None, *, keep_gradients: bool = False) -> State:
         """The state one step later.
 
@@ -128,8 +157,8 @@ class Rerun:
         buffers = {name: t.clone() for name, t in state.buffers.items()}
         parameters = {name: t.detach().requires_grad_() for name, t in at.items()}
         with torch.enable_grad():
-            objective, _ = self.objective(state.step, parameters, buffers, weights)
-            return self._gradients(objective, parameters, create_graph=False), buffers
+            objective, _ = self.objective(state.step, parameters, buffers, weights, own=self.shared)
+            return self.added_up(self.gradients_of(objective, parameters), parameters), buffers
 
     def pull_back(
         self, state: State, adjoints: Sequence[Adjoint], *, saturation: float = SATURATION
@@ -161,7 +190,7 @@ class Rerun:
             # A copy each: the model updates its statistics in place, and leaves cannot be written to.
             buffers = {n: old_buffers[n].clone() if n in old_buffers else t.clone() for n, t in state.buffers.items()}
             objective, losses = self.objective(step, parameters, buffers, None, by_position=weights)
-            gradients = self._gradients(objective, parameters, create_graph=True)
+            gradients = self.gradients_of(objective, parameters, create_graph=True)
             # A name each: what arrives at one parameter may be the gradient of another too, or be a part of it.
             gradients = {name: g.view_as(g) for name, g in gradients.items()}
             if not self.refused_kernels:
@@ -274,31 +303,60 @@ class Rerun:
         weights: Tensor | None,
         *,
         by_position: Tensor | None = None,
+        own: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """The weighted loss whose gradient the step takes, and the loss of every sample of its batch."""
+        """The weighted loss whose gradient the step takes, and the loss of every sample of its batch.
+
+        With ``own``, what the samples of this process's share contribute to it.
+        """
         total: Tensor | None = None
         losses, position = [], 0
-        for part, batch in self.parts(step):
-            found = self.loss({**parameters, **buffers}, batch)
-            weighted = found
+        for part, batch in self.parts(step, own=own):
+            outcome = self.loss.outcome({**parameters, **buffers}, batch)
+            found = outcome.losses
             if by_position is not None:
-                weighted = found * by_position[position : position + len(found)].to(found.dtype)
+                weighted = outcome.weighted(by_position[position : position + len(found)])
             elif weights is not None:
-                weighted = found * weights[torch.from_numpy(part.indices).to(weights.device)].to(found.dtype)
-            objective = weighted.sum() * part.share
+                weighted = outcome.weighted(weights[torch.from_numpy(part.indices).to(weights.device)])
+            else:
+                weighted = found.sum()
+            objective = weighted * part.share
             total = objective if total is None else total + objective
             losses.append(found)
             position += len(found)
-        assert total is not None  # a step that was skipped does not come here
+        if total is None:  # more processes than samples; a step that was skipped does not come here
+            nothing = torch.zeros((), device=self.loss.device)
+            return nothing, nothing.expand(0)
         return total, torch.cat(losses)
 
-    def parts(self, step: int) -> Iterator[tuple[Part, Batch]]:
-        """The parts of the batch of a step, with their samples; dropout will draw for each what it drew then."""
+    def parts(self, step: int, *, own: bool = False) -> Iterator[tuple[Part, Batch]]:
+        """The parts of the batch of a step, with their samples; dropout will draw for each what it drew then.
+
+        With ``own``, this process's share of each.
+        """
         for number, part in enumerate(self.order(step)):
             self.set_forward_generator(step, number)
-            yield part, self.batches.read(part.indices)
+            if own:
+                part = replace(part, indices=part.indices[slice(*self.ranks.share(len(part.indices)))])
+            if len(part.indices):
+                yield part, self.batches.read(part.indices)
 
-    def _gradients(self, objective: Tensor, parameters: Mapping[str, Tensor], *, create_graph: bool) -> Vector:
+    def added_up(self, found: Vector, parameters: Mapping[str, Tensor]) -> Vector:
+        """What all processes have found of their shares; nothing of a parameter of which none has found anything."""
+        if not self.shared:
+            return found
+        known = torch.tensor([float(name in found) for name in parameters], device=self.loss.device)
+        whole = {name: found[name] if name in found else torch.zeros_like(t) for name, t in parameters.items()}
+        summed = self.ranks.summed({**whole, "": known})
+        counts = summed.pop("").tolist()
+        return {name: t for (name, t), count in zip(summed.items(), counts, strict=True) if count}
+
+    def gradients_of(
+        self, objective: Tensor, parameters: Mapping[str, Tensor], *, create_graph: bool = False
+    ) -> Vector:
+        """By the name of the parameter, of those that the objective depends on."""
+        if not objective.requires_grad:
+            return {}
         found = torch.autograd.grad(objective, list(parameters.values()), create_graph=create_graph, allow_unused=True)
         return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
 

@@ -41,18 +41,22 @@ def from_free_memory(sample: Batch, count: int, device: torch.device, measure: C
 class BackOff:
     """Measures batches in halves, quarters, ... once the device had too little memory for a whole one.
 
+    Args:
+        whole: never halve a batch, because its samples belong together.
+
     Attributes:
         limit: the largest number of samples to measure at once, ``None`` until memory ran out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool = False) -> None:
         self.limit: int | None = None
+        self._whole = whole
 
     def __call__(self, measure: Measure, batch: Batch, size: int) -> Measured:
         """``measure(batch)``, a batch of ``size`` samples, in as many pieces as it takes.
 
         Raises:
-            ScoringError: memory does not suffice for one sample.
+            ScoringError: memory does not suffice for one sample, or for samples that belong together.
         """
         if self.limit is None or size <= self.limit:
             try:
@@ -69,6 +73,11 @@ class BackOff:
         return Measured(_cat(first.losses, second.losses), _cat(first.derivatives, second.derivatives))
 
     def _shrink(self, size: int, reason: str) -> None:
+        if self._whole:
+            raise ScoringError(
+                f"the device has too little memory for a group of {size} samples whose losses are coupled ({reason}); pass a "
+                "lower group_size to the task, study fewer parameters (parameters=), or use another device"
+            )
         if size == 1:
             raise ScoringError(
                 f"the device has too little memory to measure one sample ({reason}); free memory there, study fewer "

@@ -58,7 +58,7 @@ class Engine:
     ) -> None:
         self._task, self._probes, self._backend = task, probes, backend
         self._block_bytes = block_bytes
-        self._back_off = BackOff()
+        self._back_off = BackOff(whole=task.group_size is not None)
         first = probes.load(0)
         budget = _resident_budget(task.device) if resident_bytes is None else resident_bytes
         needed = _bytes_needed(first) * len(probes)
@@ -70,11 +70,11 @@ class Engine:
         """Measure batch after batch.
 
         Args:
-            batches: indices and samples.
+            batches: indices and samples; an index of -1 for a sample that is there for the losses of others only.
             advance: called with the number of samples that have been measured at all checkpoints since the last call.
 
         Yields:
-            What was measured of each batch, in the order of ``batches``.
+            What was measured of each batch, in the order of ``batches``, without the samples of index -1.
         """
         count = len(self._probes)
         for block in self._blocks(batches):
@@ -84,13 +84,14 @@ class Engine:
                 for column, (indices, batch) in zip(columns, block, strict=True):
                     column.append(checkpoint(batch, len(indices)))
                     # A block may take long: a sample measured at some of the checkpoints counts as that share of one.
-                    measured += len(indices)
+                    measured += int((indices >= 0).sum())
                     advance(measured // count - told)
                     told = measured // count
             for (indices, _), column in zip(block, columns, strict=True):
-                yield Rows(
+                rows = Rows(
                     indices, _stacked([losses for losses, _ in column]), _stacked([terms for _, terms in column])
                 )
+                yield rows if (indices >= 0).all() else rows.at(np.flatnonzero(indices >= 0))
 
     def most_rows(self) -> int | None:
         """How many samples a processor does well to measure at once; ``None`` where no gradients of samples are formed."""
@@ -182,6 +183,12 @@ def _bytes_needed(checkpoint: CheckpointProbes) -> int:
             # The directions are stacked, and the parameters displaced to either side.
             total += 2 * (sum(map(nbytes, own.vectors())) + nbytes(checkpoint.state))
     return total
+
+
+def kept_ready(task: Task, probes: ProbeSet, count: int) -> int:
+    """Bytes that a process keeps on the device of ``count`` checkpoints like the first; of one where all are too many."""
+    one = _bytes_needed(probes.load(0))
+    return one * count if one * count <= _resident_budget(task.device) else one
 
 
 def _resident_budget(device: torch.device) -> float:

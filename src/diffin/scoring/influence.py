@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from diffin.errors import DatasetError, DiffinError, ScoringError
 from diffin.probes import clear_probes
 from diffin.sample import Sample
 from diffin.scoring.columns import Rows, to_table
+from diffin.scoring.engines import EngineLike, Local, Torchrun, chosen
 from diffin.scoring.manifest import Manifest
 from diffin.scoring.plan import BatchSize, Derivatives
 from diffin.scoring.run import PART_ROWS, completed, score_probes
@@ -47,6 +49,7 @@ def score(
     progress: bool = True,
     workers: int = 0,
     collate: Collate | None = None,
+    engine: EngineLike = "local",
 ) -> Scores:
     """What training on each sample did to the loss of the query.
 
@@ -70,6 +73,8 @@ def score(
         progress: show the phases, with the time left.
         workers: processes that read the data.
         collate: makes a batch of a list of samples; ``None`` for the default.
+        engine: who measures, see :func:`diffin.score_probes`. Under ``"torchrun"`` the processes build the probes together,
+            too; with ``"ray"`` this one builds them. `Replay` has one process.
 
     Returns:
         Influence of every sample, in the order of the dataset: negative helps, positive harms.
@@ -80,21 +85,37 @@ def score(
     from diffin.estimators import ProbingEstimator, Replay, build_probes, default
 
     runs = _trajectories(trajectory)
+    by = chosen(engine)
+    by.check(open_source(train_dataset, collate=collate), output)
     if len(runs) > 1:
         if output is not None:
-            _make_way(FolderParts(output), resume)
+            with by.ranks(task.device) as ranks:
+                ranks.once(partial(_make_way, FolderParts(output), resume))
         scores = [
             score(
                 task, run, train_dataset, query=query, estimator=estimator, derivatives=derivatives,
                 batch_size=batch_size, parameters=parameters, resume=resume, progress=progress, workers=workers,
-                collate=collate, output=None if output is None else Path(output) / f"run-{number}",
+                collate=collate, engine=by, output=None if output is None else Path(output) / f"run-{number}",
             )
             for number, run in enumerate(runs)
         ]  # fmt: skip
-        return combined(scores, output)
+        if output is None:
+            return combined(scores)
+
+        def combine() -> None:
+            combined(scores, output)
+
+        with by.ranks(task.device) as ranks:
+            ranks.once(combine)
+        return Scores.open(output)
     trajectory = runs[0]
     estimator = default(trajectory) if estimator is None else estimator
     if isinstance(estimator, Replay):
+        if not isinstance(by, Local):
+            raise DiffinError(
+                f"engine={by.name!r}: Replay walks through the training in one process; pass engine='local', or "
+                "estimator=diffin.Unrolled()"
+            )
         if parameters is not None:
             raise DiffinError(
                 "parameters=: Replay follows the whole training; pass parameters=None, or another estimator"
@@ -104,15 +125,16 @@ def score(
         raise DiffinError(f"estimator={estimator!r}: pass an instance, e.g. diffin.Unrolled() or diffin.TracIn()")
     folder = None if output is None else Path(output) / _PROBES
     if folder is not None and not resume:
-        clear_probes(folder)
+        with by.ranks(task.device) as ranks:
+            ranks.once(partial(clear_probes, folder))
     probes = build_probes(
         task, trajectory, train_dataset, query=query, estimator=estimator, parameters=parameters, output=folder,
         batch_size=_GRADIENT_BATCH if batch_size == "auto" else min(batch_size, _GRADIENT_BATCH), workers=workers,
-        collate=collate, progress=progress,
+        collate=collate, progress=progress, engine="torchrun" if isinstance(by, Torchrun) else "local",
     )  # fmt: skip
     return score_probes(
         task, probes, train_dataset, derivatives=derivatives, batch_size=batch_size, output=output, resume=resume,
-        progress=progress, workers=workers, collate=collate,
+        progress=progress, workers=workers, collate=collate, engine=by,
     )  # fmt: skip
 
 
@@ -139,6 +161,7 @@ def _replayed(
     collate: Collate | None,
 ) -> Scores:
     """Walk the training backwards, and write what that says of every sample as scores."""
+    from diffin.estimators.build import query_reader
     from diffin.estimators.replay import forget
     from diffin.rerun import Rerun
 
@@ -149,7 +172,7 @@ def _replayed(
     if usable is None:
         raise DatasetError("no loss of the query set is finite; look at its samples and the model")
     rerun = Rerun(task, trajectory, train)
-    queries = [SampleSet(lambda: (batch for _, batch in asked.batches(_GRADIENT_BATCH)), "the query set")]
+    queries = [SampleSet(query_reader(task, asked, _GRADIENT_BATCH), "the query set")]
     sample = Sample.of(train).digest()
     metadata = {
         "estimator": estimator.describe(),

@@ -8,17 +8,23 @@ from typing import Any, Literal
 
 from diffin.derivatives.base import Directional
 from diffin.errors import DerivativeError, ProbeError, ScoringError
-from diffin.memory import from_sample_bytes
+from diffin.memory import from_sample_bytes, power_of_two
 from diffin.probes import ProbeSet
 from diffin.sample import Sample
 from diffin.scoring import batching
 from diffin.scoring.engine import Engine
 from diffin.scoring.manifest import Manifest, describe_probes
 from diffin.sources import Source
+from diffin.sources.composed import Composed
 from diffin.task import Task, frozen
 
 Derivatives = Literal["auto", "difference", "forward", "ghost"] | Directional
 BatchSize = Literal["auto"] | int
+PartRows = Literal["auto"] | int
+
+_PARTS = 256
+_PART_ROWS = (1024, 65_536)
+_GROUPS = 32
 
 _MEASURED_FIRST = 16
 
@@ -33,15 +39,26 @@ class Settings:
 
     derivatives: Derivatives
     batch_size: BatchSize
-    part_rows: int
+    part_rows: PartRows
 
     def __post_init__(self) -> None:
         if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
             raise ScoringError(
                 f"batch_size={self.batch_size!r}; pass 'auto' or the number of samples to measure at once"
             )
-        if self.part_rows < 1:
-            raise ScoringError(f"part_rows={self.part_rows}; pass the number of samples of a part, 1 or more")
+        if self.part_rows != "auto" and self.part_rows < 1:
+            raise ScoringError(
+                f"part_rows={self.part_rows}; pass 'auto', or the number of samples of a part, 1 or more"
+            )
+
+    def rows_of_part(self, length: int | None, group_size: int | None) -> int:
+        """Samples of a part; by itself a power of two, so that there is work for many and not too many files."""
+        if self.part_rows != "auto":
+            return self.part_rows
+        low, high = _PART_ROWS
+        rows = high if length is None else max(low, min(high, power_of_two(length / _PARTS)))
+        # Groups are made inside a part: of many, so that few samples are measured twice to fill up the last.
+        return rows if group_size is None else max(rows, power_of_two(_GROUPS * group_size))
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,15 @@ class Plan:
 
     manifest: Manifest
     engine: Engine
+
+
+def composed(task: Task, source: Source) -> Source:
+    """The source as scoring reads it: in groups, where the losses of the task are coupled.
+
+    Raises:
+        DatasetError: they are, and samples can only be read in order.
+    """
+    return source if task.group_size is None else Composed(source, task.group_size, task.group_seed)
 
 
 def begin(task: Task, probes: ProbeSet, source: Source, sample: Sample, settings: Settings) -> Plan:
@@ -79,9 +105,10 @@ def begin(task: Task, probes: ProbeSet, source: Source, sample: Sample, settings
     else:
         backend = settings.derivatives
     engine = Engine(task, probes, backend)
-    asked = settings.batch_size
-    size = min(_automatic(task, engine, usable), settings.part_rows) if asked == "auto" else asked
-    manifest = _manifest(task, probes, source, sample, settings, describe(backend), size, report)
+    asked = _asked_size(task, settings)
+    rows = settings.rows_of_part(source.length, task.group_size)
+    size = min(_automatic(task, engine, usable), rows) if asked == "auto" else asked
+    manifest = _manifest(task, probes, source, sample, describe(backend), size, rows, report)
     return Plan(manifest, engine)
 
 
@@ -98,8 +125,10 @@ def check_continues(
         asked = describe(settings.derivatives)
     elif settings.derivatives not in ("auto", recorded.derivatives["name"]):
         asked = {"name": settings.derivatives}
-    size = recorded.batch_size if settings.batch_size == "auto" else settings.batch_size
-    differences = recorded.differences(_manifest(task, probes, source, sample, settings, asked, size, None))
+    wanted = _asked_size(task, settings)
+    size = recorded.batch_size if wanted == "auto" else wanted
+    rows = recorded.part_rows if settings.part_rows == "auto" else settings.part_rows
+    differences = recorded.differences(_manifest(task, probes, source, sample, asked, size, rows, None))
     if differences:
         raise ScoringError(
             f"output={output!r} holds scores of another run; what differs: {'; '.join(differences)}. Pass another "
@@ -146,16 +175,20 @@ def _manifest(
     probes: ProbeSet,
     source: Source,
     sample: Sample,
-    settings: Settings,
     derivatives: Mapping[str, Any],
     size: int,
+    part_rows: int,
     self_check: Mapping[str, Any] | None,
 ) -> Manifest:
+    if task.group_size is not None:
+        assert isinstance(source, Composed)  # by `composed`
+        # Beside the back end: both decide what is measured of a sample, and going on takes the same of both.
+        derivatives = {**derivatives, "groups": source.describe()}
     return Manifest(
         probes=describe_probes(probes),
         derivatives=derivatives,
         batch_size=size,
-        part_rows=settings.part_rows,
+        part_rows=part_rows,
         length=source.length,
         sample=sample.digest(),
         self_check=self_check,
@@ -163,6 +196,25 @@ def _manifest(
         terms=probes.metadata.get("terms", "draws"),
         keyed=source.keyed,
     )
+
+
+def _asked_size(task: Task, settings: Settings) -> BatchSize:
+    """The batch size that was asked for; of a coupled task, that of its groups.
+
+    Raises:
+        ScoringError: another one was asked for, or a part would be smaller than a group.
+    """
+    size = task.group_size
+    if size is None:
+        return settings.batch_size
+    if settings.batch_size not in ("auto", size):
+        raise ScoringError(
+            f"batch_size={settings.batch_size!r}: the losses of the task are coupled, and are taken of groups of {size}; "
+            "pass 'auto', or another group_size to the task"
+        )
+    if settings.part_rows != "auto" and settings.part_rows < size:
+        raise ScoringError(f"part_rows={settings.part_rows}; pass {size}, the group_size of the task, or more")
+    return size
 
 
 def _automatic(task: Task, engine: Engine, sample: Sample) -> int:

@@ -8,15 +8,25 @@ from typing import Any
 
 from diffin.errors import ScoringError
 from diffin.probes import ProbeSet
-from diffin.progress import phase
 from diffin.sample import Sample
+from diffin.scoring.columns import NOT_FINITE
+from diffin.scoring.engines import EngineLike, Job, chosen
+from diffin.scoring.engines.base import Positions
 from diffin.scoring.manifest import LISTED_FAILURES, Manifest
-from diffin.scoring.measuring import Measuring
-from diffin.scoring.plan import BatchSize, Derivatives, Plan, Settings, begin, check_continues, go_on
+from diffin.scoring.plan import (
+    BatchSize,
+    Derivatives,
+    PartRows,
+    Plan,
+    Settings,
+    begin,
+    check_continues,
+    composed,
+)
 from diffin.scoring.scores import Scores
 from diffin.scoring.sink import FolderParts, MemoryParts, Parts, missing_runs
 from diffin.sources import Collate, Source, open_source
-from diffin.task import Task, frozen
+from diffin.task import Task
 from diffin.trajectory.store import MANIFEST as RECORDING
 
 _log = logging.getLogger(__name__)
@@ -36,7 +46,8 @@ def score_probes(
     progress: bool = True,
     workers: int = 0,
     collate: Collate | None = None,
-    part_rows: int = PART_ROWS,
+    part_rows: PartRows = "auto",
+    engine: EngineLike = "local",
 ) -> Scores:
     """Measure probes on every sample of a dataset, trained on or not.
 
@@ -54,9 +65,14 @@ def score_probes(
         output: a folder for the scores; ``None`` to keep them in memory.
         resume: go on with what ``output`` holds, or return it if it is complete; ``False`` replaces it.
         progress: show a bar with the time left.
-        workers: processes that read the data. Scores do not depend on it.
+        workers: processes that read the data, for each that measures. Scores do not depend on it.
         collate: makes a batch of a list of samples; ``None`` for the default.
-        part_rows: samples of a part of the output; what an interrupted run has to repeat.
+        part_rows: samples of a part of the output: what an interrupted run has to repeat, and what engines hand out.
+            ``"auto"`` for some hundred parts of 1,024 to 65,536.
+        engine: who measures: ``"local"``, this process; ``"torchrun"``, all processes that ``torchrun`` has started, each of
+            which makes this call; ``"ray"``, a Ray cluster; or an engine with settings, :class:`diffin.scoring.Ray`. The
+            bytes of the scores are the same. All but the first need ``output``, and a dataset that gives any sample by its
+            position.
 
     Returns:
         Influence of every sample, in the order of the dataset: negative helps, positive harms. A sample whose loss or
@@ -73,69 +89,102 @@ def score_probes(
         raise ScoringError(f"probes is a {type(probes).__name__}: pass diffin.ProbeSet.open(folder)")
     if output is not None and (Path(output) / RECORDING).exists():
         raise ScoringError(f"output={str(output)!r} is a recorded training; pass another folder for the scores")
-    source = open_source(dataset, collate=collate, workers=workers)
-    sample = Sample.of(source)
-    parts: Parts = MemoryParts()
-    recorded: Manifest | None = None
-    if output is not None:
-        parts = folder = FolderParts(output)
-        recorded = folder.manifest() if resume else None
-    if recorded is not None and output is not None:
-        check_continues(recorded, task, probes, source, sample, settings, str(output))
-        if recorded.rows is not None and not _missing(recorded, parts):
+    by = chosen(engine)
+    with by.ranks(task.device) as ranks:
+        source = composed(task, open_source(dataset, collate=collate, workers=workers))
+        by.check(source, output)
+        parts: Parts = MemoryParts() if output is None else FolderParts(output)
+        plans: list[Plan] = []
+
+        def decide() -> tuple[Manifest, list[Positions]]:
+            manifest, plan = _decided(task, probes, source, settings, parts, resume)
+            plans.extend([] if plan is None else [plan])
+            return manifest, _missing(manifest, parts)
+
+        manifest, missing = ranks.once(decide)
+        if manifest.rows is not None and not missing and output is not None:
             return Scores.open(output)
-        plan = go_on(task, probes, settings, recorded)
-    else:
+        planned = plans[0] if plans else None
+        job = Job(
+            task,
+            probes,
+            dataset,
+            collate,
+            workers,
+            source,
+            settings,
+            manifest,
+            parts,
+            missing,
+            progress,
+            ranks,
+            planned,
+        )
+        by.measure(job)
+
+        def complete() -> Manifest:
+            found = completed(manifest, parts)
+            parts.write_manifest(found)
+            return found
+
+        return Scores(parts, ranks.once(complete))
+
+
+def _decided(
+    task: Task, probes: ProbeSet, source: Source, settings: Settings, parts: Parts, resume: bool
+) -> tuple[Manifest, Plan | None]:
+    """How to score, written down before anything is measured; the plan is there if it had to be made for that."""
+    sample = Sample.of(source)
+    if not isinstance(parts, FolderParts):
         plan = begin(task, probes, source, sample, settings)
-    if isinstance(parts, FolderParts):
+        return plan.manifest, plan
+    recorded = parts.manifest() if resume else None
+    if recorded is not None:
+        check_continues(recorded, task, probes, source, sample, settings, str(parts.path))
         parts.prepare()
-        if not resume:
-            parts.clear()
-    if recorded is None:
-        parts.write_manifest(plan.manifest)
-    _measure_missing(task, plan, source, parts, progress)
-    manifest = completed(plan.manifest, parts)
-    parts.write_manifest(manifest)
-    return Scores(parts, manifest)
+        return recorded, None
+    plan = begin(task, probes, source, sample, settings)
+    parts.prepare()
+    if not resume:
+        parts.clear()
+    parts.write_manifest(plan.manifest)
+    return plan.manifest, plan
 
 
-def _measure_missing(task: Task, plan: Plan, source: Source, parts: Parts, progress: bool) -> None:
-    """Measure and write every part that is not there."""
-    runs = _missing(plan.manifest, parts)
-    total = None if plan.manifest.length is None else sum((stop or 0) - start for start, stop in runs)
-    measuring = Measuring(plan.engine, source, plan.manifest)
-    with phase("scoring", total, show=progress) as bar, frozen(task.model):
-        for start, stop in runs:
-            for number, table in measuring.parts(start, stop, bar.advance):
-                parts.write(number, table)
-
-
-def _missing(manifest: Manifest, parts: Parts) -> list[tuple[int, int | None]]:
+def _missing(manifest: Manifest, parts: Parts) -> list[Positions]:
     length = manifest.length if manifest.rows is None else manifest.rows
     return missing_runs(parts.finished(), length, manifest.part_rows)
 
 
 def completed(manifest: Manifest, parts: Parts) -> Manifest:
     """The manifest with what the parts hold, those of an earlier, interrupted run included."""
-    rows = failures = 0
+    rows = failures = unreadable = 0
     listed: list[int] = []
+    wanted = ["index", "influence", *(["failure"] if manifest.keyed else [])]
     for number in sorted(parts.finished()):
-        table = parts.read(number, ["index", "influence"])
+        table = parts.read(number, wanted)
         rows += table.num_rows
-        failed = table.column("index").filter(table.column("influence").is_null()).to_numpy()
-        failures += len(failed)
-        listed += failed[: LISTED_FAILURES - len(listed)].tolist()
+        table = table.filter(table.column("influence").is_null())
+        failures += table.num_rows
+        listed += table.column("index").to_pylist()[: LISTED_FAILURES - len(listed)]
+        if manifest.keyed:
+            unreadable += sum(reason != NOT_FINITE for reason in table.column("failure").to_pylist())
     if failures == rows:
         raise ScoringError(
-            f"the loss or its derivative is not finite for any of the {rows} samples; look at the samples, and at the "
+            f"not one of {rows} samples could be read; look at the column 'failure' of the scores"
+            if unreadable == rows
+            else f"the loss or its derivative is not finite for any of the {rows} samples; look at the samples, and at the "
             "parameters of the checkpoints"
         )
     if failures:
+        what = "could not be read" if unreadable == failures else "have a loss or derivative that is not finite"
+        if 0 < unreadable < failures:
+            what += ", or could not be read"
         _log.warning(
-            "%d of %d samples have a loss or derivative that is not finite (%s%s); their scores are null, and "
-            "Scores.failed lists them",
+            "%d of %d samples %s (%s%s); their scores are null, and Scores.failed lists them",
             failures,
             rows,
+            what,
             ", ".join(map(str, listed[:5])),
             ", ..." if failures > 5 else "",
         )

@@ -102,8 +102,8 @@ class FolderParts(Parts):
         """Make the folder, and remove what an interrupted write has left."""
         with self._writing(MANIFEST):
             self.path.mkdir(parents=True, exist_ok=True)
-            for leftover in self.path.glob(f"part-*.parquet{PART_SUFFIX}"):
-                leftover.unlink()
+            for leftover in self.path.glob(f"part-*.parquet*{PART_SUFFIX}"):
+                leftover.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove the scores, and nothing else, from the folder."""
@@ -115,11 +115,19 @@ class FolderParts(Parts):
     def finished(self) -> dict[int, int]:
         return {number: self._rows(file) for number, file in sorted(self._files().items())}
 
+    def numbers(self) -> set[int]:
+        """The numbers of the parts that are there, their contents not looked at."""
+        return set(self._files())
+
+    def has(self, number: int) -> bool:
+        """Whether a part is there, its contents not looked at."""
+        return self._file(number).exists()
+
     def write(self, number: int, table: pa.Table) -> None:
         import pyarrow.parquet as pq
 
         file = self._file(number)
-        with self._writing(file.name), write_atomically(file) as part:
+        with self._writing(file.name), write_atomically(file, unique=True) as part:
             # Scores do not repeat, so a dictionary would only cost time.
             pq.write_table(table, part, compression="zstd", use_dictionary=False, row_group_size=max(1, table.num_rows))
 

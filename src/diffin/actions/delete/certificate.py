@@ -132,7 +132,7 @@ def look(task: Task, state: Mapping[str, Tensor], source: Source, batch_size: in
         seen = _Seen()
         handle = task.model.register_forward_hook(seen.note)
         try:
-            for _, batch in source.batches(batch_size):
+            for _, batch in source.every(batch_size):
                 batch = loss.to_device(batch)
                 losses.append(loss(loss.parameters, batch).double().cpu())
                 correct.append(_correct(task, batch, seen.output))

@@ -28,7 +28,7 @@ from diffin.progress import phase
 from diffin.rerun import Rerun
 from diffin.sources import Collate, Indices, open_source
 from diffin.sources.base import distinct_indices
-from diffin.task import PerSampleLoss, Task, frozen
+from diffin.task import PerSampleLoss, Task, frozen, refuse_coupled
 from diffin.trajectory import Trajectory
 from diffin.vectors import Vector
 
@@ -92,6 +92,7 @@ def delete(
         TaskError: the task's losses cannot be used.
         DerivativeError: the model cannot be linearised, or a loss is not finite.
     """
+    refuse_coupled(task, "deletion")
     check_types(task, trajectory, Unrolled())
     if shadows < 0 or recovery_steps < 0:
         raise DiffinError(f"shadows={shadows}, recovery_steps={recovery_steps}: pass 0 or more")

@@ -162,7 +162,7 @@ def _drawn(run: Run, chosen: Indices, kept: Indices, estimator: Linearised, gene
 def _held(run: Run, samples: Indices, name: str) -> SampleSet:
     """The samples in memory where they fit: a stage reads them some dozen times."""
     source = run.train.select(samples)
-    batches = source.batches(_BATCH)
+    batches = source.every(_BATCH)
     first = next(batches)[1]
     if nbytes(first) / batch_size(first) * len(samples) > _HELD_BYTES:
         return SampleSet(reader(source, _BATCH), name)

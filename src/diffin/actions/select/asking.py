@@ -149,7 +149,7 @@ def final_losses(task: Task, trajectory: Trajectory, source: Source) -> Floats:
     parts = []
     with frozen(task.model), torch.inference_mode():
         loss = PerSampleLoss(task, trajectory.final.state)
-        for _, batch in source.batches(_GRADIENT_BATCH):
+        for _, batch in source.every(_GRADIENT_BATCH):
             parts.append(loss(loss.parameters, loss.to_device(batch)).double().cpu().numpy())
     return np.concatenate(parts)
 

@@ -24,7 +24,7 @@ from diffin.errors import DatasetError, DiffinError, ScoringError
 from diffin.files import read_json, write_json
 from diffin.sample import Sample
 from diffin.sources import Collate, Indices, Source, open_source
-from diffin.task import Task
+from diffin.task import Task, refuse_coupled
 from diffin.trajectory import Trajectory
 
 _QUESTION = "question.json"
@@ -100,6 +100,8 @@ def select(
         ScoringError: ``output`` holds another selection, a damaged one, or cannot be written.
     """
     method = check_method(method)
+    if method not in ("influence", "moso", "random"):
+        refuse_coupled(task, f"selection by {method}")
     if seed < 0:
         raise DiffinError(f"seed={seed}: pass 0 or more")
     shares = ascending(fractions)

@@ -35,7 +35,7 @@ Fit = Callable[[Indices, Path, int], object]
 def labels_of(source: Source, batch_size: int = 1024) -> Indices | None:
     """The class of every sample, Int64[ndarray, "N"]; ``None`` where samples have no class number."""
     parts = []
-    for _, batch in source.batches(batch_size):
+    for _, batch in source.every(batch_size):
         try:
             _, targets = split(batch)
         except TaskError:
