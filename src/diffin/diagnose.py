@@ -11,19 +11,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from diffin.batches import batch_size
+from diffin.batches import Batch, batch_size
 from diffin.derivatives.gradient import SampleSet
 from diffin.derivatives.hessian import HessianProduct
 from diffin.derivatives.selfcheck import SelfCheck, choose, fastest_seconds
 from diffin.errors import DiffinError
 from diffin.estimators import Estimator, ProbingEstimator, Replay, Unrolled, build_probes, default
 from diffin.estimators.replay import query_adjoint
+from diffin.memory import resident_bytes
 from diffin.problem import Problem
 from diffin.rerun import Rerun
 from diffin.rerun.products import carry_back
 from diffin.scoring import score
+from diffin.scoring.engine import kept_ready
 from diffin.scoring.stability import spearman
-from diffin.sources import open_source
+from diffin.sources import Source, open_source
 from diffin.task import PerSampleLoss, frozen
 from diffin.trajectory import Trajectory
 
@@ -42,6 +44,9 @@ class Forecast:
         inference_seconds: one plain pass over the data and all checkpoints, reading included; ``None`` without N.
         scoring_seconds: the same with the chosen back end.
         probe_bytes: what the probes take on disk.
+        reading: seconds to read one sample.
+        measuring: seconds to measure one sample at all states.
+        process_bytes: memory of a process that scores: what this one takes, and the states that it would keep ready.
     """
 
     samples: int | None
@@ -50,6 +55,9 @@ class Forecast:
     inference_seconds: float | None
     scoring_seconds: float | None
     probe_bytes: int
+    reading: float
+    measuring: float
+    process_bytes: int
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,7 @@ def diagnose(
         assert hessian != "auto"  # it was resolved
         building = _walk_seconds(problem, trajectory, hessian)
     source = open_source(problem.train, collate=problem.collate)
-    start = time.perf_counter()
-    _, batch = next(iter(source.batches(_TIMED)))
-    reading = (time.perf_counter() - start) / batch_size(batch)
+    batch, reading = _read(source)
     check = choose(problem.task, probes, batch, every=True).report
     with frozen(problem.task.model):
         loss = PerSampleLoss(problem.task, probes.load(0).state, list(probes.parameters))
@@ -132,10 +138,25 @@ def diagnose(
             inference_seconds=None if passes is None else read + passes * plain,
             scoring_seconds=None if passes is None else read + passes * plain * cost,
             probe_bytes=size * count // len(few.checkpoints),
+            reading=reading,
+            measuring=count * plain * cost,
+            process_bytes=resident_bytes() + kept_ready(problem.task, probes, count),
         ),
         replay_obstacles=tuple(_obstacles(problem, trajectory)),
         estimator=repr(estimator),
     )
+
+
+def _read(source: Source) -> tuple[Batch, float]:
+    """A batch, and the seconds that a sample takes to be read: what opens files comes first, and is not counted twice."""
+    batches = source.batches(_TIMED, stop=_TIMED * 3)
+    taken, kept = [], None
+    start = time.perf_counter()
+    for indices, batch in batches:
+        taken.append((time.perf_counter() - start) / len(indices))
+        kept = batch if kept is None else kept
+        start = time.perf_counter()
+    return kept, statistics.median(taken)
 
 
 def _obstacles(problem: Problem, trajectory: Trajectory) -> list[str]:

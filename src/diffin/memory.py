@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 
 from diffin.batches import Batch, nbytes, tensors
@@ -27,6 +30,15 @@ def from_sample_bytes(sample: Batch, count: int) -> int:
     size = max(1, (nbytes(sample) + tokens * _BYTES_OF_TOKEN) // count)
     low, high = _CPU_RANGE
     return max(low, min(high, power_of_two(_CPU_BYTES / size)))
+
+
+def resident_bytes() -> int:
+    """What this process takes of the memory of its machine now; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):  # not Linux
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def power_of_two(value: float) -> int:

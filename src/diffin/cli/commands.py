@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 import diffin
+from diffin.cli.engines import UNREAD, EngineName, RaySettings, make_engine, report_unread
 from diffin.cli.options import (
     EstimatorName,
     Parameters,
@@ -25,6 +26,7 @@ from diffin.cli.options import (
 from diffin.cli.terminal import console, number, plain
 from diffin.errors import DiffinError
 from diffin.provenance import environment, write_run_file
+from diffin.scoring import ScoringEngine
 from diffin.scoring.plan import BatchSize
 from diffin.sources import Collate
 
@@ -37,6 +39,7 @@ class _Options(TypedDict):
     resume: bool
     progress: bool
     workers: int
+    engine: ScoringEngine
 
 
 def score(
@@ -69,14 +72,18 @@ def score(
     resume: Annotated[
         bool, typer.Option(help="Go on with an interrupted run; --no-resume replaces what is there.")
     ] = True,
+    engine: EngineName = "local",
+    ray: RaySettings = None,
     report: Annotated[bool, typer.Option(help="Also write report.html into the output folder.")] = True,
     quiet: Quiet = False,
 ) -> None:
     """Score every training sample of a recorded run, or of several.
 
     Example: `diffin score problem.py runs/a -o scores/a`. Killed, the same command goes on where it stopped. With
-    `runs/a runs/b runs/c`, recorded in other orders, the influence is the mean and has a standard error.
+    `runs/a runs/b runs/c`, recorded in other orders, the influence is the mean and has a standard error. Ends with code 3 if
+    some samples could not be read.
     """
+    by = make_engine(engine, ray, problem)
     asked = diffin.load_problem(problem)
     trajectories = [diffin.Trajectory.open(folder) for folder in run]
     start = time.perf_counter()
@@ -88,6 +95,7 @@ def score(
         "resume": resume,
         "progress": not quiet,
         "workers": workers,
+        "engine": by,
     }
     made = make_estimator(estimator, settings, seed)
     if self_influence:
@@ -102,6 +110,8 @@ def score(
         scores = diffin.score(
             asked.task, trajectories, asked.train, query=asked.query, estimator=made, derivatives=derivatives, **options
         )
+    if not by.speaks:
+        return
     write_run_file(output, "score", context.params)
     console.print(f"{len(scores):,} samples scored in {time.perf_counter() - start:.1f} s -> {output}", soft_wrap=True)
     what = "loss of the sample itself" if self_influence else "training risk" if estimator == "moso" else "query loss"
@@ -110,6 +120,9 @@ def score(
     if report:
         page = _write_page(scores, output / "report.html", asked, trajectories[-1], seed=seed)
         console.print(f"[bold]The page:[/] {page.resolve()}", soft_wrap=True)
+    # torchrun would take another code than 0 for a process that died, and start all of them again.
+    if report_unread(scores, output) and engine != "torchrun":
+        raise typer.Exit(UNREAD)
 
 
 def report(
@@ -145,15 +158,29 @@ def diagnose(
         bool,
         typer.Option(help="Also walk through the training, to say how much of its influences is luck of its order."),
     ] = False,
+    plan: Annotated[
+        str | None, typer.Option(metavar="N", help="Also say what scoring N samples will take, e.g. 12.8M.")
+    ] = None,
+    machines: Annotated[int, typer.Option(help="... on so many machines", min=1)] = 1,
+    processes: Annotated[int, typer.Option(help="... with so many processes each", min=1)] = 1,
+    speed: Annotated[float, typer.Option(help="... each so many times as fast as this one")] = 1.0,
+    price: Annotated[float | None, typer.Option(help="... at this price of a machine an hour")] = None,
+    sample_bytes: Annotated[
+        str | None, typer.Option(help="... and samples of so many bytes on disk, e.g. 25k.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Before a long run: do the derivatives hold, how long will it take, and what cannot be replayed.
 
     Example: `diffin diagnose problem.py runs/a`. Measures a few hundred samples at three checkpoints. With `--luck`, which
-    takes some trainings' time: can one run tell about the data, or was it chance?
+    takes some trainings' time: can one run tell about the data, or was it chance? With `--plan 12.8M --machines 8
+    --processes 16 --price 2.5`: the time, memory, disk and cost of scoring so many samples on a cluster.
     """
+    from diffin.cli.planning import plan_table, quantity
     from diffin.diagnose import diagnose as run_diagnosis
     from diffin.diagnose import luck as measure_luck
+    from diffin.planning import Machines
+    from diffin.planning import plan as make_plan
 
     asked = diffin.load_problem(problem)
     trajectory = diffin.Trajectory.open(run)
@@ -207,6 +234,11 @@ def diagnose(
     )
     for obstacle in found.replay_obstacles:
         console.print(f"  - {plain(obstacle)}", soft_wrap=True)
+    if plan is not None:
+        fleet = Machines(machines, processes, speed, price)
+        stored = None if sample_bytes is None else quantity("--sample-bytes", sample_bytes)
+        planned = make_plan(found, round(quantity("--plan", plan)), machines=fleet, sample_bytes=stored)
+        console.print(plan_table(planned))
     if luck:
         console.print(_about_luck(measure_luck(asked, trajectory, progress=not quiet)))
 

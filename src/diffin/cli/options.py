@@ -108,7 +108,7 @@ def whole(option: str, text: str) -> int:
         raise DiffinError(f"{option} {text}: pass a whole number, or 'auto' or 'all' where the help says so") from None
 
 
-_OPTIONS = ("batch_size", "cut", "derivatives", "orders", "processes")
+_OPTIONS = ("batch_size", "cut", "derivatives", "engine", "orders", "processes")
 
 
 def as_options(message: str) -> str:
