@@ -117,7 +117,9 @@ def _truths(
     train = open_source(studied.train)
     recorded = Rerun(task, trajectory, train)
     others = [
-        Rerun(task, trajectory, train, order=shuffled_order(recorded.log, len(studied.train), _ORDERS_SEED + number))
+        Rerun(
+            task, trajectory, train, order=shuffled_order(recorded.log, len(studied.train), _ORDERS_SEED + number, task)
+        )
         for number in range(orders)
     ]
     own, *displaced = (_displacements(rerun, sets, len(studied.train)) for rerun in (recorded, *others))

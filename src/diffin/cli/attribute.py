@@ -23,6 +23,7 @@ from diffin.cli.options import (
     Seed,
     Settings,
     make_estimator,
+    trained,
     whole,
 )
 from diffin.cli.terminal import console
@@ -68,7 +69,7 @@ def attribute(
         raise DiffinError(f"{problem} has no query; give its Problem the samples that are asked about")
     start = time.perf_counter()
     found = run_attribution(
-        asked.task, diffin.Trajectory.open(run), asked.train, asked.query, top=top, collate=asked.collate,
+        asked.task, trained(asked, run), asked.train, asked.query, top=top, collate=asked.collate,
         estimator=make_estimator(estimator, settings, seed), groups=_classes(asked) if per_class else None,
         batch_size="auto" if batch_size == "auto" else whole("--batch-size", batch_size), matrix=matrix,
         parameters=parameters or None, output=output, resume=resume, progress=not quiet, workers=workers,

@@ -14,7 +14,7 @@ from diffin.actions.clean import Suspects, cleaned, read_decisions, write_cleane
 from diffin.actions.clean import clean as run_clean
 from diffin.actions.clean.suspects import MANIFEST
 from diffin.cli.export import Apply, From, HardLink, LabelColumn, length_of, opened
-from diffin.cli.options import ProblemFile, Quiet, RunFolder, whole
+from diffin.cli.options import ProblemFile, Quiet, RunFolder, trained, whole
 from diffin.cli.terminal import console, plain
 from diffin.errors import DiffinError, MissingDependencyError
 from diffin.export import Chosen, export
@@ -93,7 +93,7 @@ def clean(
         found = Suspects.open(output)
     else:
         found = run_clean(
-            asked.task, diffin.Trajectory.open(run), asked.train, query=asked.query if trust_query else None,
+            asked.task, trained(asked, run), asked.train, query=asked.query if trust_query else None,
             evidence=evidence or "auto", self_influence=(diffin.TracIn(),) if self_influence else (),
             batch_size="auto" if batch_size == "auto" else whole("--batch-size", batch_size),
             collate=asked.collate, workers=workers, progress=not quiet,

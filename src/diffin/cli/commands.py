@@ -21,6 +21,7 @@ from diffin.cli.options import (
     Seed,
     Settings,
     make_estimator,
+    trained,
     whole,
 )
 from diffin.cli.terminal import console, number, plain
@@ -85,7 +86,7 @@ def score(
     """
     by = make_engine(engine, ray, problem)
     asked = diffin.load_problem(problem)
-    trajectories = [diffin.Trajectory.open(folder) for folder in run]
+    trajectories = [trained(asked, folder) for folder in run]
     start = time.perf_counter()
     options: _Options = {
         "collate": asked.collate,
@@ -142,7 +143,7 @@ def report(
     """
     opened = diffin.Scores.open(scores)
     asked = None if problem is None else diffin.load_problem(problem)
-    trajectory = None if run is None else diffin.Trajectory.open(run)
+    trajectory = None if run is None else trained(asked, run)
     page = _write_page(opened, output or scores / "report.html", asked, trajectory, top=top)
     console.print(f"[bold]The page:[/] {page.resolve()}", soft_wrap=True)
 
@@ -183,7 +184,7 @@ def diagnose(
     from diffin.planning import plan as make_plan
 
     asked = diffin.load_problem(problem)
-    trajectory = diffin.Trajectory.open(run)
+    trajectory = trained(asked, run)
     found = run_diagnosis(
         asked,
         trajectory,

@@ -13,7 +13,7 @@ import diffin
 from diffin.actions.delete import Certificate, Deletion, Linearised
 from diffin.actions.delete import delete as run_deletion
 from diffin.actions.delete.deletion import refuse_deletion
-from diffin.cli.options import ProblemFile, Quiet, RunFolder, Seed, Settings, make_estimator
+from diffin.cli.options import ProblemFile, Quiet, RunFolder, Seed, Settings, make_estimator, trained
 from diffin.cli.terminal import console, number
 from diffin.errors import DiffinError
 from diffin.provenance import environment, write_run_file
@@ -70,7 +70,7 @@ def delete(
     asked = diffin.load_problem(problem)
     chosen = read_samples(samples)
     found = run_deletion(
-        asked.task, diffin.Trajectory.open(run), asked.train, chosen, test=asked.query, collate=asked.collate,
+        asked.task, trained(asked, run), asked.train, chosen, test=asked.query, collate=asked.collate,
         estimator=_estimator(estimator, settings, seed), recovery_steps=recovery_steps, retrained=retrain,
         shadows=shadows, force=force, seed=seed, progress=not quiet,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 import diffin
-from diffin.cli.options import EstimatorName, ProblemFile, Quiet, RunFolder, make_estimator, whole
+from diffin.cli.options import EstimatorName, ProblemFile, Quiet, RunFolder, make_estimator, trained, whole
 from diffin.cli.terminal import console, plain
 from diffin.errors import DiffinError
 from diffin.files import write_json
@@ -91,7 +91,7 @@ def evaluate(
     from diffin.report.agreement import Compared, noise, write_agreement
 
     asked = diffin.load_problem(problem)
-    trajectory = diffin.Trajectory.open(run)
+    trajectory = trained(asked, run)
     names, count = _estimators(estimator, scores), None if samples == "all" else whole("--samples", samples)
     found = _opened(scores or [])
     for name in names:

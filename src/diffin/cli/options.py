@@ -17,12 +17,16 @@ ProblemFile = Annotated[
     Path,
     typer.Argument(metavar="PROBLEM", help="Python file with `def problem() -> diffin.Problem` (task, train, query)."),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that a diffin.Recorder wrote.")]
+RunFolder = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="Folder that a diffin.Recorder wrote, or a Trainer's folder of checkpoints."),
+]
 RunFolders = Annotated[
     list[Path],
     typer.Argument(
         metavar="RUN...",
-        help="Folder that a diffin.Recorder wrote; several of the same model and data are averaged.",
+        help="Folder that a diffin.Recorder wrote, or a Trainer's folder of checkpoints; several of the same model and data "
+        "are averaged.",
     ),
 ]
 Parameters = Annotated[
@@ -62,6 +66,11 @@ ESTIMATORS: dict[str, type[diffin.Estimator]] = {
     "moso": diffin.MoSo,
     "inverse-hessian": diffin.InverseHessian,
 }
+
+
+def trained(asked: diffin.Problem | None, folder: Path) -> diffin.Trajectory:
+    """The run in a folder; the model of the problem tells apart what the folder of another trainer leaves open."""
+    return diffin.Trajectory.open(folder, model=None if asked is None else asked.task.model)
 
 
 def make_estimator(name: str, settings: Sequence[str] | None, seed: int) -> diffin.Estimator | None:

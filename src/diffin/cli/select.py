@@ -13,7 +13,7 @@ import diffin
 from diffin.actions.select import Iterated, Method, Selection
 from diffin.actions.select import select as run_selection
 from diffin.cli.export import Apply, From, HardLink, LabelColumn, length_of, opened
-from diffin.cli.options import EstimatorName, ProblemFile, Quiet, Settings, make_estimator
+from diffin.cli.options import EstimatorName, ProblemFile, Quiet, Settings, make_estimator, trained
 from diffin.cli.terminal import console
 from diffin.errors import DiffinError
 from diffin.estimators import ProbingEstimator
@@ -91,7 +91,7 @@ def select(
     start = time.perf_counter()
     selection = run_selection(
         asked.task, asked.train, fractions=_shares(fractions), method=method, query=asked.query, fit=asked.fit, seed=seed,
-        trajectory=None if run is None else diffin.Trajectory.open(run), class_balanced=balanced, cut=cut, output=output,
+        trajectory=None if run is None else trained(asked, run), class_balanced=balanced, cut=cut, output=output,
         settings=_iterated(method, rounds, about, estimator, estimator_settings, seed), resume=resume, workers=workers,
         progress=not quiet, collate=asked.collate,
     )  # fmt: skip

@@ -87,7 +87,10 @@ class Question:
         if order_seed is None:
             return self.recorded
         other = Rerun(
-            self.task, self.trajectory, self.train, order=shuffled_order(self.recorded.log, self.size, order_seed)
+            self.task,
+            self.trajectory,
+            self.train,
+            order=shuffled_order(self.recorded.log, self.size, order_seed, self.task),
         )
         other.batches = self.recorded.batches  # read once for all orders
         return other

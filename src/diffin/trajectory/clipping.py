@@ -100,8 +100,13 @@ def clip(optimizer: Optimizer, max_norm: float, norm_type: float) -> tuple[Tenso
         The norm before, and the factor that was applied (at most 1), both on the gradients' device.
     """
     norm = torch.nn.utils.clip_grad_norm_(list(_parameters(optimizer)), max_norm, norm_type)
+    return norm, coefficient(norm, max_norm)
+
+
+def coefficient(norm: Tensor, max_norm: float) -> Tensor:
+    """What gradients of that norm are multiplied by, at most 1."""
     # The same expression as in clip_grad_norm_, which does not return it.
-    return norm, torch.clamp(max_norm / (norm.detach() + 1e-6), max=1.0)
+    return torch.clamp(max_norm / (norm.detach() + 1e-6), max=1.0)
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[nn.Parameter]:

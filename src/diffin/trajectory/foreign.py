@@ -20,6 +20,7 @@ from diffin.trajectory.checkpoints import Checkpoint
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
+_LARGE = 1 << 28
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -39,7 +40,7 @@ class ForeignState:
             raise TrajectoryError(
                 f"{self.path} is not a file: pass the paths of existing .pt, .pth or .safetensors files"
             )
-        contents = _read(self.path)
+        contents = read(self.path)
         for key in _WRAPPERS:
             if isinstance(contents, Mapping) and isinstance(contents.get(key), Mapping):
                 contents = contents[key]
@@ -52,7 +53,8 @@ class ForeignState:
                 f"{self.path} holds no tensors by name: save model.state_dict(), alone or under one of the keys "
                 f"{', '.join(map(repr, _WRAPPERS))}"
             )
-        return _without_prefixes(tensors)
+        refuse_absurd(self.path, tensors)
+        return without_prefixes(tensors)
 
     def optimizer(self) -> dict[str, dict[str, Any]]:
         raise TrajectoryError(
@@ -92,13 +94,13 @@ def checkpoints(
                 f"learning_rates contains {rate!r}: pass the positive learning rate of the step after each checkpoint"
             )
     sources = [ForeignState(Path(path)) for path in paths]
-    shapes = _parameter_shapes(sources[0].model())
+    shapes = parameter_shapes(sources[0].model())
     result = tuple(
         Checkpoint(int(step), (float(rate),), source, None, shapes)
         for step, rate, source in zip(steps, learning_rates, sources, strict=True)
     )
     for checkpoint in result[1:]:
-        names = set(_parameter_shapes(checkpoint.state))
+        names = set(parameter_shapes(checkpoint.state))
         if names != set(shapes):
             stranger = sorted(names - set(shapes))[0]
             raise TrajectoryError(
@@ -120,7 +122,7 @@ def _check_steps(steps: Sequence[int]) -> None:
             )
 
 
-def _parameter_shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {
         name: tuple(tensor.shape)
         for name, tensor in state.items()
@@ -128,17 +130,34 @@ def _parameter_shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]
     }
 
 
-def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names without what DistributedDataParallel and torch.compile put before all of them."""
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
-def _read(path: Path) -> Any:
+def refuse_absurd(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise TrajectoryError for tensors that claim more than the file holds: a stride of zero makes any size of nothing."""
+    for name, tensor in tensors.items():
+        claimed = tensor.numel() * tensor.element_size()
+        if tensor.layout != torch.strided or (claimed > _LARGE and claimed > tensor.untyped_storage().nbytes()):
+            raise TrajectoryError(
+                f"{path} has {name!r} of shape {tuple(tensor.shape)}, which is more than it holds: the file is not one "
+                "that a training saved"
+            )
+
+
+def read(path: Path) -> Any:
+    """What a file of tensors holds; nothing in it is run.
+
+    Raises:
+        TrajectoryError: it is damaged, or holds what only running it would tell.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(str(path))
+        _refuse_compressed(path)
         # Only zip archives, the format since PyTorch 1.6, can be mapped instead of read.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -156,11 +175,21 @@ def _read(path: Path) -> Any:
         KeyError,
         IndexError,
         AttributeError,
+        zipfile.BadZipFile,
     ) as error:
         raise TrajectoryError(
             f"{path} is damaged, truncated, or not a checkpoint ({_first_line(error)}); pass .pt or .pth files "
             "written by torch.save, or .safetensors"
         ) from None
+
+
+def _refuse_compressed(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            # torch.save never compresses, and what is small on disk need not be in memory.
+            raise ValueError("it is compressed")
 
 
 def _first_line(error: BaseException) -> str:

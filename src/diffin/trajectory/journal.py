@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,13 +19,29 @@ from diffin.trajectory.indices import on_host
 from diffin.trajectory.optimizers import GroupReader, plain, rate
 from diffin.trajectory.schedule import Schedule
 from diffin.trajectory.states import Contents, StoredState
-from diffin.trajectory.steps import Clipping, IntArray, StepLog, StepRecord, drop_from, write_segment
+from diffin.trajectory.steps import Clipping, Division, IntArray, StepLog, StepRecord, drop_from, write_segment
 from diffin.trajectory.store import Manifest, Store
 
 SEGMENT_STEPS = 1000
 """Steps that wait in memory at most."""
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingDivision:
+    """See :class:`diffin.trajectory.steps.Division`; tensors become numbers when it is written."""
+
+    divisors: tuple[float | Tensor, ...]
+    items: float | Tensor | None
+
+    def resolved(self, sizes: list[int]) -> Division | None:
+        """As it is written; ``None`` where it says what holds anyway."""
+        divisors = tuple(float(divisor) for divisor in self.divisors)
+        items = None if self.items is None else float(self.items)
+        items = None if items is None or math.isnan(items) else items
+        usual = tuple(float(len(sizes) * size) for size in sizes)
+        return None if items == 1 and divisors == usual else Division(divisors, items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +55,7 @@ class PendingStep:
     clipping: Clipping | None
     skipped: bool | Tensor
     randomness: tuple[bytes | None, ...] | None
+    division: PendingDivision | None = None
 
     def resolved(self, step: int, reader: GroupReader, dataset_size: int) -> StepRecord:
         skipped = bool(self.skipped)
@@ -53,6 +71,7 @@ class PendingStep:
             skipped=skipped,
             constants=reader.plain(self.constants),
             randomness=self.randomness,
+            division=None if self.division is None else self.division.resolved(list(map(len, batches))),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from diffin import checked
 from diffin.errors import RecordingError
 
 Constants = dict[str, Any]
@@ -73,8 +74,16 @@ class OptimizerDescription:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> OptimizerDescription:
-        groups = tuple(ParameterGroup(tuple(group["names"]), dict(group["constants"])) for group in value["groups"])
-        return OptimizerDescription(str(value["kind"]), bool(value["supported"]), groups)
+        """Read what :meth:`to_json` gave.
+
+        Raises:
+            ValueError: an entry is missing, or of another type.
+        """
+        groups = tuple(
+            ParameterGroup(checked.each(group, "names", checked.text), checked.mapping(group, "constants"))
+            for group in checked.each(value, "groups", checked.mapping)
+        )
+        return OptimizerDescription(checked.text(value, "kind"), checked.flag(value, "supported"), groups)
 
 
 def describe(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> OptimizerDescription:
@@ -96,6 +105,47 @@ def describe(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> Optimiz
         constants = GroupReader(optimizer).constants()[position]
         groups.append(ParameterGroup(tuple(names[p] for p in group["params"]), constants))
     return OptimizerDescription(type(optimizer).__name__, type(optimizer) in _KNOWN, tuple(groups))
+
+
+_BESIDE = {"params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
+
+
+def of_saved_groups(groups: Sequence[Mapping[str, Any]], *, decoupled: bool) -> tuple[str, bool, list[Constants]]:
+    """What the parameter groups of a saved state dict say of the optimizer, which has no name there.
+
+    Args:
+        groups: its ``param_groups``.
+        decoupled: whether what looks like Adam is AdamW, where an older version of PyTorch did not write it down.
+
+    Returns:
+        Its kind, whether its update formula is known, and the constants of each group.
+
+    Raises:
+        ValueError: a constant is no number.
+    """
+    constants: list[Constants] = []
+    kinds: set[type[Optimizer] | None] = set()
+    for group in groups:
+        adam = "betas" in group and "amsgrad" in group
+        beside = bool(group.get("decoupled_weight_decay", decoupled)) if adam else False
+        kind: type[Optimizer] | None = torch.optim.SGD if "nesterov" in group else None
+        kind = (torch.optim.AdamW if beside else torch.optim.Adam) if adam else kind
+        known = _KNOWN.get(kind, {}) if kind is not None else {}
+        if not set(group) <= set(known) | _BESIDE:
+            kind = None
+        values = {key: plain(value) for key, value in group.items() if key not in _BESIDE}
+        constants.append({"weight_decay": 0.0, "maximize": False, **known, **values})
+        for key, default in known.items():
+            pair = list(default) if isinstance(default, tuple) else [default]
+            given = constants[-1][key] if isinstance(default, tuple) else [constants[-1][key]]
+            numbers = isinstance(given, (list, tuple)) and all(isinstance(value, (bool, int, float)) for value in given)
+            if not numbers or len(given) != len(pair):
+                raise ValueError(f"{key}={constants[-1][key]!r}")
+        if adam:
+            constants[-1]["decoupled_weight_decay"] = beside
+        kinds.add(kind)
+    found = kinds.pop() if len(kinds) == 1 else None
+    return ("an unknown optimizer", False, constants) if found is None else (found.__name__, True, constants)
 
 
 class GroupReader:

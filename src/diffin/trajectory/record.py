@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -18,7 +18,7 @@ from diffin.task import is_compiled, unwrapped
 from diffin.trajectory import clipping, randomness, states, surroundings
 from diffin.trajectory.forwards import ForwardWatch
 from diffin.trajectory.indices import Indices, copied, on_host
-from diffin.trajectory.journal import Journal, PendingStep, rewind, start
+from diffin.trajectory.journal import Journal, PendingDivision, PendingStep, rewind, start
 from diffin.trajectory.optimizers import GroupReader, buffers, describe, rate, restore_buffers
 from diffin.trajectory.schedule import LogSpaced, plan
 from diffin.trajectory.states import Contents, StoredState
@@ -53,6 +53,8 @@ class Recorder:
             and a new recording starts if there is none; a number says that the caller has restored a state that took
             so many steps. What was recorded beyond is dropped. Learning rates are the caller's: advance the scheduler
             to ``steps_taken``.
+        obstacles: why the training cannot be repeated from the recording, one sentence each, where the caller knows
+            something that the recorder does not see.
 
     Attributes:
         path: the folder.
@@ -72,6 +74,7 @@ class Recorder:
         checkpoints: int | LogSpaced | Iterable[int] = 10,
         grad_scaler: torch.amp.GradScaler | None = None,
         resume: Literal["latest"] | int | None = None,
+        obstacles: Sequence[str] = (),
     ) -> None:
         _check_arguments(optimizer, dataset_size, resume)
         optimizer = surroundings.unwrapped_optimizer(optimizer)
@@ -92,7 +95,10 @@ class Recorder:
             optimizer=describe(optimizer, self._names),
             shapes=shapes(self._parameters),
             schedule=self._schedule.to_json(),
-            environment=surroundings.environment(self._parameters, grad_scaler),
+            environment={
+                **surroundings.environment(self._parameters, grad_scaler),
+                **({"obstacles": list(obstacles)} if obstacles else {}),
+            },
         )
         if not manifest.optimizer.supported:
             _log.warning(
@@ -129,21 +135,38 @@ class Recorder:
         self._check_open()
         self._batches.append(self._copied(indices))
 
-    def step(self, indices: Indices | None = None) -> None:
+    def step(
+        self,
+        indices: Indices | None = None,
+        *,
+        divisors: Sequence[float | Tensor] | None = None,
+        items: float | Tensor | None = 1.0,
+    ) -> None:
         """Record the optimizer step just taken.
 
         Args:
             indices: samples of its batch (after :meth:`accumulate`: of its last micro-batch, or ``None`` if all were
                 given). Without them the step cannot be replayed; checkpoints need none.
+            divisors: for each micro-batch (for the one batch without accumulation), what the sum of its losses was divided by
+                in the objective of the step. By default its number of samples, times the number of micro-batches.
+            items: with ``divisors``, how many items each sample has whose losses are summed, if all have as many; ``None``
+                (or a NaN) if they differ: the tokens of sequences, where the objective is a mean over tokens. Such a step
+                can be replayed with a task whose losses are sums.
 
         Raises:
             RecordingError: the optimizer took no step, an index is out of range, or the disk is full.
         """
         self._check_open()
         batches = (*self._batches, self._copied(indices)) if indices is not None else tuple(self._batches)
+        division = None if divisors is None or not batches else PendingDivision(tuple(divisors), items)
+        if division is not None and len(division.divisors) != len(batches):
+            raise RecordingError(
+                f"divisors has {len(division.divisors)} entries for {len(batches)} micro-batches: pass one for each"
+            )
         rates, constants, skipped = self._used if self._used is not None else self._skipped()
         drawn = self._forwards.take()
-        self._journal.append(PendingStep(rates, constants, batches, self._coefficient, self._clipping, skipped, drawn))
+        clipped = self._coefficient, self._clipping
+        self._journal.append(PendingStep(rates, constants, batches, *clipped, skipped, drawn, division))
         self._taken += 1
         self._used, self._coefficient, self._clipping = None, None, None
         self._batches.clear()
@@ -164,13 +187,38 @@ class Recorder:
             The norm before clipping.
         """
         self._check_open()
+        self._refuse_second_clipping()
+        norm, self._coefficient = clipping.clip(self._optimizer, max_norm, norm_type)
+        self._clipping = Clipping(float(max_norm), float(norm_type))
+        return norm
+
+    def note_clipping(self, norm: Tensor | float, max_norm: float, norm_type: float = 2.0) -> None:
+        """Record that somebody else clips the gradients of this step, as ``torch.nn.utils.clip_grad_norm_`` does.
+
+        Args:
+            norm: of the gradients before.
+            max_norm: what it is clipped to.
+            norm_type: which norm.
+        """
+        self._check_open()
+        self._refuse_second_clipping()
+        self._coefficient = clipping.coefficient(torch.as_tensor(norm), max_norm)
+        self._clipping = Clipping(float(max_norm), float(norm_type))
+
+    def _refuse_second_clipping(self) -> None:
         if self._coefficient is not None:
             raise RecordingError(
                 "clip_grad_norm_ was called twice for one optimizer step: clip once, after the last backward"
             )
-        norm, self._coefficient = clipping.clip(self._optimizer, max_norm, norm_type)
-        self._clipping = Clipping(float(max_norm), float(norm_type))
-        return norm
+
+    def flush(self) -> None:
+        """Write down the steps that wait in memory, e.g. before the loop saves a state of its own to go on from.
+
+        Raises:
+            RecordingError: the disk is full.
+        """
+        self._check_open()
+        self._journal.flush()
 
     def close(self) -> None:
         """Write what waits and the final state, and mark the trajectory complete. Later calls do nothing.

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from diffin import reading
 from diffin.errors import TrajectoryError
-from diffin.files import write_atomically
+from diffin.files import parse_json, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +30,9 @@ _SMALL_COLUMNS = [
     "skipped",
     "constants",
 ]
+
+_LARGE_COLUMNS = ["indices", "micro_batches", "randomness", "divisors", "items"]
+_ADDED_LATER = ("divisors", "items")
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -48,6 +52,20 @@ class Clipping:
 
 
 @dataclass(frozen=True)
+class Division:
+    """What the losses of a step were divided by, where that is not the number of its samples.
+
+    Attributes:
+        divisors: what the sum over the items of each micro-batch (of the one batch without accumulation) is divided by in the
+            objective of the step.
+        items: how many items (tokens) every sample of the step has, whose losses are summed; ``None`` where samples differ.
+    """
+
+    divisors: tuple[float, ...]
+    items: float | None
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """One step, as it goes to disk.
 
@@ -61,6 +79,8 @@ class StepRecord:
         constants: momentum and the like, one mapping a parameter group.
         randomness: state of the random number generator before each of its forward passes, ``None`` for one that went on
             where the last one ended; ``None`` if all did.
+        division: what its losses were divided by; ``None`` for the mean over the batch, of micro-batches the mean of their
+            means.
     """
 
     learning_rates: tuple[float, ...]
@@ -71,6 +91,7 @@ class StepRecord:
     skipped: bool
     constants: Sequence[dict[str, Any]]
     randomness: tuple[bytes | None, ...] | None = None
+    division: Division | None = None
 
 
 def write_segment(folder: Path, first: int, records: Sequence[StepRecord]) -> None:
@@ -80,36 +101,21 @@ def write_segment(folder: Path, first: int, records: Sequence[StepRecord]) -> No
     constants: list[str | None] = [json.dumps(record.constants) for record in records]
     # Only changes are written, but the first row always: each segment can be read alone.
     shown = [now if i == 0 or now != constants[i - 1] else None for i, now in enumerate(constants)]
-    table = pa.table(
-        [
-            pa.array(range(first, first + len(records)), pa.int64()),
-            pa.array([record.learning_rates for record in records], pa.list_(pa.float64())),
-            pa.array([record.indices for record in records], pa.list_(pa.int64())),
-            pa.array([record.micro_batches for record in records], pa.list_(pa.int64())),
-            pa.array([record.clip_coefficient for record in records], pa.float64()),
-            pa.array(
-                [None if record.clipping is None else record.clipping.max_norm for record in records], pa.float64()
-            ),
-            pa.array(
-                [None if record.clipping is None else record.clipping.norm_type for record in records], pa.float64()
-            ),
-            pa.array([record.skipped for record in records], pa.bool_()),
-            pa.array(shown, pa.string()),
-            pa.array([record.randomness for record in records], pa.list_(pa.binary())),
-        ],
-        names=[
-            "step",
-            "learning_rates",
-            "indices",
-            "micro_batches",
-            "clip_coefficient",
-            "clip_max_norm",
-            "clip_norm_type",
-            "skipped",
-            "constants",
-            "randomness",
-        ],
-    )
+    values: dict[str, Iterable[Any]] = {
+        "step": range(first, first + len(records)),
+        "learning_rates": [record.learning_rates for record in records],
+        "indices": [record.indices for record in records],
+        "micro_batches": [record.micro_batches for record in records],
+        "clip_coefficient": [record.clip_coefficient for record in records],
+        "clip_max_norm": [None if record.clipping is None else record.clipping.max_norm for record in records],
+        "clip_norm_type": [None if record.clipping is None else record.clipping.norm_type for record in records],
+        "skipped": [record.skipped for record in records],
+        "constants": shown,
+        "randomness": [record.randomness for record in records],
+        "divisors": [None if record.division is None else record.division.divisors for record in records],
+        "items": [None if record.division is None else record.division.items for record in records],
+    }
+    table = pa.table({name: pa.array(values[name], kind) for name, kind in _types().items()})
     _write_table(folder / f"{first:012d}{_SUFFIX}", table)
 
 
@@ -166,7 +172,9 @@ class StepLog:
             skips.append(table["skipped"].to_numpy(zero_copy_only=False).astype(bool))
             for row, text in enumerate(table["constants"].to_pylist()):
                 if text is not None:
-                    self._constants[total + row] = _parse(text, path)
+                    self._constants[total + row] = _parse(text, path, groups)
+                elif not row:
+                    raise _damaged(path, "its first step has no constants")
             self._starts.append(total)
             total += rows
         self.learning_rates: FloatArray = np.concatenate(rates)
@@ -193,6 +201,27 @@ class StepLog:
         """State of the generator before each forward pass of ``step``, as :class:`StepRecord` has it."""
         states: list[bytes | None] | None = self._value(step, "randomness").as_py()
         return None if states is None else tuple(states)
+
+    def division(self, step: int) -> Division | None:
+        """What the losses of ``step`` were divided by; ``None`` for the mean over its batch."""
+        if "divisors" not in self._table(step)[0].column_names:  # an older recording
+            return None
+        divisors: list[float] | None = self._value(step, "divisors").as_py()
+        if divisors is not None and not all(divisors):
+            raise _damaged(self._path(step), f"divisors of step {step} has gaps, or a zero")
+        return None if divisors is None else Division(tuple(divisors), self._value(step, "items").as_py())
+
+    def items_per_sample(self) -> float | None:
+        """How many items (tokens) every sample that was trained on has, whose losses were summed; ``None`` where they differ.
+
+        1 where nothing was said: a sample is one item.
+        """
+        found: set[float | None] = set()
+        for path in self._paths:
+            rows = _read_table(path, ["divisors", "items", "skipped"]).to_pylist()
+            # Older recordings have no such columns.
+            found |= {row["items"] if row.get("divisors") else 1.0 for row in rows if not row["skipped"]}
+        return 1.0 if not found else found.pop() if len(found) == 1 else None
 
     def clip_coefficient(self, step: int) -> float:
         """What the gradients of ``step`` were multiplied by; 1 where nothing was clipped."""
@@ -231,15 +260,27 @@ class StepLog:
 
     def _lists(self, step: int, column: str) -> IntArray | None:
         value = self._value(step, column)
+        if value.is_valid and value.values.null_count:
+            raise _damaged(self._path(step), f"{column} of step {step} has gaps")
         return np.array(value.values.to_numpy(), dtype=np.int64) if value.is_valid else None
 
     def _value(self, step: int, column: str) -> pa.Scalar:
+        table, row = self._table(step)
+        return table[column][row]
+
+    def _table(self, step: int) -> tuple[pa.Table, int]:
+        segment = self._number(step)
+        return self._segment(segment), step - self._starts[segment]
+
+    def _number(self, step: int) -> int:
         self._check(step)
-        segment = int(np.searchsorted(self._starts, step, side="right")) - 1
-        return self._segment(segment)[column][step - self._starts[segment]]
+        return int(np.searchsorted(self._starts, step, side="right")) - 1
+
+    def _path(self, step: int) -> Path:
+        return self._paths[self._number(step)]
 
     def _load(self, segment: int) -> pa.Table:
-        return _read_table(self._paths[segment], ["indices", "micro_batches", "randomness"]).combine_chunks()
+        return _read_table(self._paths[segment], _LARGE_COLUMNS).combine_chunks()
 
 
 def _segments(folder: Path) -> list[Path]:
@@ -255,20 +296,44 @@ def _write_table(path: Path, table: pa.Table) -> None:
 
 
 def _read_table(path: Path, columns: Iterable[str] | None) -> pa.Table:
+    known = _types()
+    try:
+        return reading.table(path, {name: known[name] for name in columns or known}, _ADDED_LATER)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, reason: object) -> TrajectoryError:
+    return TrajectoryError(
+        f"{path} is damaged ({reason}); restore it, or remove it and every later segment and record the rest again"
+    )
+
+
+def _types() -> dict[str, pa.DataType]:
+    """The columns of a segment."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    return {
+        "step": pa.int64(),
+        "learning_rates": pa.list_(pa.float64()),
+        "indices": pa.list_(pa.int64()),
+        "micro_batches": pa.list_(pa.int64()),
+        "clip_coefficient": pa.float64(),
+        "clip_max_norm": pa.float64(),
+        "clip_norm_type": pa.float64(),
+        "skipped": pa.bool_(),
+        "constants": pa.string(),
+        "randomness": pa.list_(pa.binary()),
+        "divisors": pa.list_(pa.float64()),
+        "items": pa.float64(),
+    }
+
+
+def _parse(text: str, path: Path, groups: int) -> list[dict[str, Any]]:
     try:
-        with pq.ParquetFile(path) as file:
-            return file.read(columns=None if columns is None else list(columns))
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise TrajectoryError(
-            f"{path} is damaged ({error}); restore it, or remove it and every later segment and record the rest again"
-        ) from None
-
-
-def _parse(text: str, path: Path) -> list[dict[str, Any]]:
-    try:
-        return list(json.loads(text))
+        found = parse_json(text)
     except ValueError as error:
-        raise TrajectoryError(f"{path} is damaged (constants: {error})") from None
+        raise _damaged(path, f"constants: {error}") from None
+    if not isinstance(found, list) or len(found) != groups or not all(isinstance(entry, dict) for entry in found):
+        raise _damaged(path, f"constants: they are not those of {groups} parameter groups")
+    return found

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffin import checked
 from diffin.errors import TrajectoryError
 from diffin.files import read_json, write_json
 from diffin.trajectory.optimizers import OptimizerDescription
@@ -86,7 +87,8 @@ class Store:
         except FileNotFoundError:
             found = "holds no recorded trajectory" if self.path.is_dir() else "does not exist"
             raise TrajectoryError(
-                f"{self.path} {found} ({MANIFEST} is missing): pass the path given to diffin.Recorder, or use "
+                f"{self.path} {found} ({MANIFEST} is missing), nor checkpoints that a trainer saved (checkpoint-*/ with "
+                "trainer_state.json, or .ckpt): pass the path given to diffin.Recorder, or use "
                 "Trajectory.from_checkpoints for files that something else wrote"
             ) from None
         except (OSError, ValueError) as error:
@@ -97,21 +99,28 @@ class Store:
                 f"diffin reads {FORMAT!r} version {FORMAT_VERSION}: read it with the version that wrote it"
             )
         try:
-            planned = value["planned_steps"]
+            shapes = checked.mapping(value, "shapes")
             return Manifest(
-                dataset_size=int(value["dataset_size"]),
-                planned_steps=None if planned is None else int(planned),
-                complete=bool(value["complete"]),
-                optimizer=OptimizerDescription.from_json(value["optimizer"]),
-                shapes={str(name): tuple(map(int, shape)) for name, shape in value["shapes"].items()},
-                schedule=dict(value["schedule"]),
-                environment=dict(value["environment"]),
-                resumed_at=tuple(map(int, value["resumed_at"])),
+                dataset_size=checked.whole(value, "dataset_size", 1),
+                planned_steps=checked.optional(value, "planned_steps", checked.whole),
+                complete=checked.flag(value, "complete"),
+                optimizer=OptimizerDescription.from_json(checked.mapping(value, "optimizer")),
+                shapes={name: checked.each(shapes, name, checked.whole) for name in shapes},
+                schedule=checked.mapping(value, "schedule"),
+                environment=_environment(checked.mapping(value, "environment")),
+                resumed_at=checked.each(value, "resumed_at", checked.whole),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except ValueError as error:
             raise TrajectoryError(
-                f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy"
+                f"{path} is damaged ({error}); restore it from a copy"
             ) from None
+
+
+def _environment(value: dict[str, Any]) -> dict[str, Any]:
+    """What a replay looks at, of the types it takes it for."""
+    checked.whole({"world_size": 1, **value}, "world_size")
+    checked.each({"obstacles": [], **value}, "obstacles", checked.text)
+    return value
 
 
 def shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from diffin.errors import TrajectoryError
-from diffin.trajectory import foreign, states
+from diffin.trajectory import foreign, hugging_face, lightning, states
 from diffin.trajectory.checkpoints import Checkpoint
+from diffin.trajectory.finished import Assembled, assemble
 from diffin.trajectory.optimizers import OptimizerDescription
 from diffin.trajectory.steps import StepLog
 from diffin.trajectory.store import Manifest, Store
@@ -19,7 +22,7 @@ class Trajectory:
     Make one with :meth:`open` or :meth:`from_checkpoints`.
 
     Attributes:
-        path: the folder of a recording; ``None`` for foreign checkpoints.
+        path: the folder of a recording; ``None`` for checkpoints that something else wrote.
         dataset_size: samples in the training set; ``None`` if foreign checkpoints came without it.
         total_steps: steps taken; of foreign checkpoints, those that are known of.
         complete: whether the recording was closed at the end of the training.
@@ -55,13 +58,34 @@ class Trajectory:
         self._manifest: Manifest | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Trajectory:
+    def open(
+        cls, path: str | Path, *, model: nn.Module | None = None, max_grad_norm: float | None = None
+    ) -> Trajectory:
         """Open what a :class:`~diffin.Recorder` wrote, whether it was closed or killed. Nothing is changed.
+
+        The folder may also be one that a trainer saved its checkpoints in, with nothing recorded: the output folder of
+        Hugging Face's ``Trainer`` (``checkpoint-*/``), or a folder of Lightning's ``.ckpt`` files. No code in it is run. Such
+        a training cannot be repeated; states, learning rates and the optimizer's buffers are what was saved, and between what
+        was saved and logged learning rates are taken to be linear.
+
+        Args:
+            path: the folder, or one checkpoint.
+            model: the model that was trained, for checkpoints of a trainer: it says which parameter each of the optimizer's
+                buffers belongs to. Not needed for models of the transformers library, or where shapes tell. A recording
+                does not need it.
+            max_grad_norm: what Hugging Face's ``Trainer`` clipped to, which its checkpoints do not say; its default, 1, is
+                assumed.
 
         Raises:
             TrajectoryError: there is no trajectory, or a file of it is damaged.
         """
         store = Store(path)
+        if not store.manifest_path.exists() and (saved := _saved_by_a_trainer(store.path, model, max_grad_norm)):
+            return cls._of_finished(saved)
+        if max_grad_norm is not None:
+            raise TrajectoryError(
+                f"max_grad_norm={max_grad_norm}: {path} is a recording, which knows its own; leave it out"
+            )
         manifest = store.read_manifest()
         groups = manifest.optimizer.groups
         try:
@@ -116,12 +140,20 @@ class Trajectory:
         trajectory.checkpoints = trajectory.stored = checkpoints
         return trajectory
 
+    @classmethod
+    def _of_finished(cls, found: Assembled) -> Trajectory:
+        trajectory = cls(None, None, found.total_steps, complete=False)
+        trajectory.optimizer, trajectory.steps = found.optimizer, found.steps
+        trajectory.checkpoints, trajectory.stored, trajectory.final = found.checkpoints, found.stored, found.final
+        return trajectory
+
     @property
     def size_bytes(self) -> int:
         """Bytes on disk."""
         if self._store is not None:
             return self._store.size_bytes()
-        return sum(checkpoint.path.stat().st_size for checkpoint in self.stored)
+        files = [file for c in self.stored for file in (c.path.rglob("*") if c.path.is_dir() else [c.path])]
+        return sum(file.stat().st_size for file in files if file.is_file())
 
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -171,6 +203,7 @@ class Trajectory:
                 f"Training ran on {environment.get('device')} without torch.use_deterministic_algorithms(True), so "
                 "the same steps may give other numbers."
             )
+        obstacles.extend(map(str, environment.get("obstacles", ())))
         if environment.get("grad_scaler"):
             obstacles.append("Gradients were scaled for mixed precision, and autocast regions are not recorded.")
         return obstacles
@@ -178,3 +211,20 @@ class Trajectory:
     def __repr__(self) -> str:
         of = "foreign checkpoints" if self.path is None else f"{str(self.path)!r}"
         return f"Trajectory({of}, total_steps={self.total_steps}, checkpoints={[c.step for c in self.checkpoints]})"
+
+
+def _saved_by_a_trainer(path: Path, model: nn.Module | None, max_grad_norm: float | None) -> Assembled | None:
+    try:
+        if folders := hugging_face.folders(path):
+            return assemble(hugging_face.training(folders, model, max_grad_norm))
+        if files := lightning.files(path):
+            return assemble(lightning.training(files, model, max_grad_norm))
+    except TrajectoryError:
+        raise
+    except OSError as error:
+        raise TrajectoryError(f"{path} cannot be read: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise TrajectoryError(
+            f"{path} holds checkpoints that are damaged, or not as a trainer writes them ({type(error).__name__}: {error})"
+        ) from error
+    return None
