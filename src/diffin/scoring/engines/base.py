@@ -128,7 +128,7 @@ def check_shareable(name: str, source: Source, output: str | Path | None) -> Non
     if source.length is None or not source.random_access:
         raise ScoringError(
             f"engine={name!r} needs a dataset that gives any sample by its position (__getitem__ and __len__); this one can "
-            "only be read from its start. Pass engine='local'"
+            "only be read from its start: pass engine='local'"
         )
 
 

@@ -6,36 +6,21 @@ the scores for itself. An actor or a node that dies is replaced, and what it was
 
 from __future__ import annotations
 
-import io
 import logging
-import pickle
-import socket
-import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import torch
-
-from diffin.errors import DiffinError, MissingDependencyError, ScoringError
-from diffin.probes import ProbeSet
-from diffin.problem import load_problem
+from diffin.errors import MissingDependencyError, ScoringError
 from diffin.progress import phase
-from diffin.sample import Sample
-from diffin.scoring.engines.base import Job, ScoringEngine, await_parts, check_shareable, handed_out, write_parts
-from diffin.scoring.manifest import Manifest
-from diffin.scoring.measuring import Measuring
-from diffin.scoring.plan import Settings, composed, go_on
+from diffin.scoring.engines.base import Job, ScoringEngine, await_parts, check_shareable, handed_out
+from diffin.scoring.engines.ray_worker import Work, Worker, dumped, failure_of
 from diffin.scoring.sink import FolderParts
-from diffin.sources import Source, open_source
-from diffin.task import frozen
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from diffin.sources import Source
 
 _LOOK = 0.5
 """Seconds between two looks at which parts are there, for the bar."""
@@ -106,7 +91,7 @@ class Ray(ScoringEngine):
             least, most = actors
             pool = ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2)
             measured = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-                _Worker,
+                Worker,
                 fn_constructor_args=([work],),
                 compute=pool,
                 batch_size=None,
@@ -117,7 +102,7 @@ class Ray(ScoringEngine):
             for block in measured.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for failure in block.column("failure").to_pylist():
                     if failure is not None:
-                        yield pickle.loads(failure)
+                        yield failure_of(failure)
 
     def _room(self, resources: dict[str, float]) -> int:
         """How many actors the cluster has room for."""
@@ -129,77 +114,12 @@ class Ray(ScoringEngine):
     def _packed(self, job: Job) -> tuple[list[str], bytes]:
         assert isinstance(job.parts, FolderParts)
         problem = None if self.problem is None else Path(self.problem).resolve()
-        work = _Work(
+        work = Work(
             job.manifest, job.settings, job.probes.path.resolve(), job.parts.path.resolve(), job.workers, problem,
             self.cpus_per_worker, self.gpus_per_worker > 0,
         )  # fmt: skip
         given = None if problem is not None else (job.task, job.dataset, job.collate)
-        return _dumped((work, given))
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What an actor has to know."""
-
-    manifest: Manifest
-    settings: Settings
-    probes: Path
-    output: Path
-    readers: int
-    problem: Path | None
-    threads: float
-    on_gpu: bool
-
-
-class _Worker:
-    """An actor: opens everything once, and measures ranges of positions."""
-
-    def __init__(self, work: list[Any]) -> None:
-        self._reference = work[0]
-        self._measure: Callable[[int, int], None] | None = None
-
-    def __call__(self, ranges: pa.Table) -> pa.Table:
-        import pyarrow as pa
-
-        failure: bytes | None = None
-        try:
-            self._measure = self._measure or self._opened()
-            for asked in ranges.to_pylist():
-                self._measure(asked["start"], asked["stop"])
-        except Exception as error:  # It travels as data: Ray would wrap it into an account of its own processes.
-            error.add_note(f"on node {socket.gethostname()}")
-            failure = _pickled(error)
-        return pa.table({"failure": pa.array([failure], pa.binary())})
-
-    def _opened(self) -> Callable[[int, int], None]:
-        work, given = _loaded(_ray().get(self._reference))
-        if work.threads >= 1:
-            torch.set_num_threads(int(work.threads))
-        if work.on_gpu and not torch.cuda.is_available():
-            raise ScoringError("gpus_per_worker: a node has a GPU for Ray, and torch.cuda is not available on it")
-        if work.problem is not None:
-            problem = load_problem(work.problem)
-            given = problem.task, problem.train, problem.collate
-        task, dataset, collate = given
-        if work.on_gpu:
-            task.model.to("cuda")
-        source = composed(task, open_source(dataset, collate=collate, workers=work.readers))
-        if Sample.of(source).digest() != work.manifest.sample:
-            raise ScoringError(
-                "the dataset that an actor has opened is not that of the driver; put the same data on every node, or in a "
-                "place that all of them read"
-            )
-        probes = ProbeSet.open(work.probes)
-        if probes.digest != work.manifest.probes["digest"]:
-            raise ScoringError(f"{work.probes} holds other probes on this node than on the driver's; share the folder")
-        engine = go_on(task, probes, work.settings, work.manifest).engine
-        return partial(_measured, Measuring(engine, source, work.manifest), FolderParts(work.output), task.model)
-
-
-def _measured(measuring: Measuring, parts: FolderParts, model: torch.nn.Module, start: int, stop: int) -> None:
-    with frozen(model):
-        for _ in write_parts(measuring, parts, start, stop, lambda amount: None):
-            pass
+        return dumped((work, given))
 
 
 @contextmanager
@@ -251,8 +171,12 @@ def _watched(job: Job, advance: Callable[[int], None]) -> Iterator[None]:
             told.add(number)
 
     def watch() -> None:
-        while not over.wait(_LOOK):
+        pause = _LOOK
+        while not over.wait(pause):
+            begin = time.monotonic()
             tell()
+            # Listing a folder of many files on a network takes its time, and somebody else's.
+            pause = max(_LOOK, 20 * (time.monotonic() - begin))
 
     thread = threading.Thread(target=watch, name="diffin-progress", daemon=True)
     thread.start()
@@ -273,39 +197,3 @@ def _ray() -> Any:
             "engine='ray' needs Ray: pip install 'diffin[ray]', or pass engine='local'"
         ) from error
     return ray
-
-
-def _dumped(content: object) -> tuple[list[str], bytes]:
-    """What any process of the cluster can load, tensors of a GPU included: where its modules are looked for, and bytes."""
-    from ray import cloudpickle
-
-    buffer = io.BytesIO()
-    try:
-        torch.save(content, buffer, pickle_module=cloudpickle, pickle_protocol=pickle.HIGHEST_PROTOCOL)
-    except (TypeError, AttributeError, pickle.PicklingError, RuntimeError) as error:
-        raise ScoringError(
-            f"engine='ray': the task or the dataset cannot be sent to another process ({error}); pass "
-            "diffin.scoring.Ray(problem='problem.py'), a problem file that every actor loads for itself"
-        ) from error
-    return [str(Path(entry).resolve()) for entry in sys.path], buffer.getvalue()
-
-
-def _loaded(dumped: tuple[list[str], bytes]) -> Any:
-    paths, content = dumped
-    sys.path += [path for path in paths if path not in sys.path]
-    try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
-    except ImportError as error:
-        raise ScoringError(
-            f"an actor lacks what the task or the dataset is made of ({error}); install it on every node, or have Ray do so "
-            "(runtime_env of ray.init or of the job)"
-        ) from error
-
-
-def _pickled(error: Exception) -> bytes:
-    try:
-        pickle.loads(found := pickle.dumps(error))
-    except Exception:  # Anything may go wrong with an exception of somebody else's.
-        kept = error if isinstance(error, DiffinError) else ScoringError(f"{type(error).__name__}: {error}")
-        return pickle.dumps(ScoringError(str(kept)))
-    return found
