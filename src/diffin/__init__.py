@@ -11,6 +11,7 @@ from diffin.actions.select import Iterated, Selection, select
 from diffin.attribution import Attribution, attribute
 from diffin.errors import DiffinError
 from diffin.estimators import DiffIn, Estimator, InverseHessian, MoSo, Replay, TracIn, Unrolled, build_probes
+from diffin.explore import Explorer, explore
 from diffin.own_influence import self_influence
 from diffin.parameters import ParameterInfluence, parameter_influence
 from diffin.probes import ProbeSet
@@ -54,6 +55,9 @@ __all__ = [
     "Attribution",
     "parameter_influence",
     "ParameterInfluence",
+    # Look.
+    "explore",
+    "Explorer",
     # Act on the answer.
     "clean",
     "Suspects",

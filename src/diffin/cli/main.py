@@ -16,6 +16,7 @@ from diffin.cli.commands import diagnose, report, score
 from diffin.cli.delete import delete
 from diffin.cli.demo import demo
 from diffin.cli.evaluate import evaluate
+from diffin.cli.explore import explore
 from diffin.cli.filter import filter_
 from diffin.cli.options import as_options
 from diffin.cli.select import select
@@ -43,7 +44,7 @@ def options(
         typer.echo(context.get_help())
 
 
-for command in (demo, score, report, diagnose, evaluate, attribute, clean, delete, select):
+for command in (demo, score, report, explore, diagnose, evaluate, attribute, clean, delete, select):
     app.command()(command)
 app.command("filter")(filter_)
 

@@ -1,0 +1,97 @@
+"""One training to explore, a server of it, and a browser where there is one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from explored import Client, Explored, digits, until
+
+from diffin.explore import Explorer, explore
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+
+Serve = Callable[..., Explorer]
+
+
+@pytest.fixture(scope="session")
+def explored(tmp_path_factory: pytest.TempPathFactory) -> Explored:
+    return digits(tmp_path_factory.mktemp("explored"))
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """``serve(scores, problem, ...)``; decisions go into a folder of the test."""
+    served: list[Explorer] = []
+
+    def serve(*given: Any, **options: Any) -> Explorer:
+        options = {"decisions": tmp_path / "decisions.json", "browser": False, "block": False, **options}
+        served.append(explore(*given, **options))
+        return served[-1]
+
+    yield serve
+    for explorer in served:
+        explorer.close()
+
+
+@pytest.fixture
+def explorer(explored: Explored, serve: Serve) -> Explorer:
+    """Everything at once."""
+    folder = explored.folder
+    return serve(
+        folder / "scores",
+        explored.problem,
+        run=folder / "run",
+        suspects=folder / "suspects",
+        attribution=folder / "pairs",
+    )
+
+
+@pytest.fixture
+def client(explorer: Explorer) -> Client:
+    return Client(explorer)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"the browser tests need one of {', '.join(BROWSERS)} on the path")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """``open_page(explorer, **context options)``; nothing is asked of any other place, and nothing complains."""
+    contexts: list[Any] = []
+    complaints: list[str] = []
+
+    def open_page(explorer: Explorer, **options: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        own = explorer.url.partition("?")[0]
+        page.on("console", lambda message: complaints.append(f"console {message.type}: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        page.on("request", lambda request: _check(request.url, own, complaints))
+        page.goto(explorer.url)
+        until(page, "document.body.dataset.read === 'all'")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def _check(url: str, own: str, complaints: list[str]) -> None:
+    if not url.startswith((own, "data:", "blob:")):
+        complaints.append(f"request: {url}")
