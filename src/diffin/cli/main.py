@@ -19,12 +19,15 @@ from diffin.cli.evaluate import evaluate
 from diffin.cli.explore import explore
 from diffin.cli.filter import filter_
 from diffin.cli.options import as_options
+from diffin.cli.rerun import rerun
 from diffin.cli.select import select
 from diffin.cli.terminal import errors, plain
 from diffin.errors import DiffinError, ProblemError
 
 app = typer.Typer(
     name="diffin",
+    epilog="A training that a diffin.Recorder wrote, and a Python file that says what was trained on what: "
+    "`diffin score problem.py runs/a -o scores/a`, then `diffin report scores/a --problem problem.py`.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -44,9 +47,15 @@ def options(
         typer.echo(context.get_help())
 
 
-for command in (demo, score, report, explore, diagnose, evaluate, attribute, clean, delete, select):
-    app.command()(command)
-app.command("filter")(filter_)
+PANELS = {
+    "Begin": (demo,),
+    "Score": (diagnose, score, attribute, evaluate, rerun),
+    "Look": (report, explore),
+    "Act": (clean, delete, select, filter_),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(command.__name__.rstrip("_"), rich_help_panel=panel)(command)
 
 
 def main() -> None:

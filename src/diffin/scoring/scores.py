@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffin.errors import ScoringError
-from diffin.scoring import columns
+from diffin.scoring import columns, frames
 from diffin.scoring.columns import Floats
 from diffin.scoring.manifest import Manifest
 from diffin.scoring.sink import MANIFEST, FolderParts, Parts
@@ -18,7 +18,11 @@ from diffin.scoring.stability import MAX_ROWS, Stability, stability
 from diffin.sources import Indices
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
+
+
+_MOST_NAMED = 100_000
 
 
 class Scores:
@@ -127,7 +131,36 @@ class Scores:
         """All columns as an Arrow table."""
         import pyarrow as pa
 
-        return pa.concat_tables([self._parts.read(number) for number in range(self._count)])
+        names = self._manifest.columns
+        return pa.concat_tables([self._parts.read(number, names) for number in range(self._count)])
+
+    def to_pandas(self) -> pd.DataFrame:
+        """All columns as a pandas table, a row for every sample in the order of the dataset; NaN for a failed one.
+
+        Raises:
+            MissingDependencyError: pandas is not installed.
+        """
+        return frames.to_pandas(self.table)
+
+    def to_polars(self) -> Any:
+        """All columns as a ``polars.DataFrame``, a row for every sample in the order of the dataset; null for a failed one.
+
+        Raises:
+            MissingDependencyError: Polars is not installed.
+        """
+        return frames.to_polars(self.table)
+
+    def add_to(self, dataset: Any, columns: Sequence[str] = ("influence", "standard_error", "loss")) -> Any:
+        """A Hugging Face dataset with scores as further columns; the one that is given stays as it is.
+
+        Args:
+            dataset: the one that was scored, in that order: a ``datasets.Dataset`` of as many rows.
+            columns: which to add, of ``scores.table.column_names``; NaN for a failed sample.
+
+        Raises:
+            ScoringError: it is something else, of another length, or has such a column already; or there is no such score.
+        """
+        return frames.with_columns(dataset, self.table, columns)
 
     @cached_property
     def stability(self) -> Stability:
@@ -172,7 +205,7 @@ class Scores:
         elif target.manifest() is not None:
             raise ScoringError(f"{path} holds scores already; pass another folder, or overwrite=True to replace them")
         for number in range(self._count):
-            target.write(number, self._parts.read(number))
+            target.write(number, self._parts.read(number, self._manifest.columns))
         # Last, so that a folder with a manifest is a folder with scores.
         target.write_manifest(self._manifest)
         return target.path
@@ -186,6 +219,11 @@ class Scores:
         where = "in memory" if self.path is None else f"in {str(self.path)!r}"
         of = "runs" if self._manifest.terms == "runs" else "checkpoints"
         return f"Scores({len(self)} samples, {len(self.steps)} {of}{failed}, {where})"
+
+    def _repr_html_(self) -> str:
+        from diffin import notebook
+
+        return notebook.ranking(self)
 
     @property
     def _terms(self) -> list[str]:
@@ -215,8 +253,9 @@ class Scores:
 def _check_index(parts: FolderParts, number: int, start: int, stop: int) -> None:
     """Refuse a part that does not hold exactly the samples ``start`` to ``stop - 1``, in order."""
     found = parts.read(number, ["index"]).column(0).to_numpy()
-    expected = np.arange(start, stop)
-    if np.array_equal(found, expected):
+    # What it should hold is only what it says: no more memory for that than for what is there.
+    expected = np.arange(start, min(stop, start + len(found) + _MOST_NAMED))
+    if len(found) == stop - start and np.array_equal(found, expected[: len(found)]):
         return
     missing, extra = np.setdiff1d(expected, found), np.setdiff1d(found, expected)
     values, counts = np.unique(found, return_counts=True)

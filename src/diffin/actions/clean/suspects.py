@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffin import checked, reading
 from diffin.actions.clean.single import SIGNALS
 from diffin.errors import ScoringError
 from diffin.files import read_json, write_atomically, write_json
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST, TABLE = "suspects.json", "suspects.parquet"
+_WHOLE = ("index", "given", "suggested")
 _LEADING = ("index", "given", "suggested", "probability", "suggestion_probability")
 
 
@@ -57,6 +59,13 @@ class Suspects:
         """Int64[ndarray, "failed"], samples about which nothing can be said, because their loss is not finite."""
         return self.index[np.isnan(self.probability)]
 
+    def label_quality(self) -> Floats:
+        """Float64[ndarray, "N"], from 0 (surely wrong) to 1: the probability that the given class is right.
+
+        The convention of cleanlab's label quality scores: small is suspicious. NaN where nothing can be said.
+        """
+        return 1 - self.probability
+
     def suspects(self, threshold: float = 0.5) -> Indices:
         """Int64[ndarray, "n"], samples whose label is wrong with at least this probability, most probable first.
 
@@ -91,7 +100,7 @@ class Suspects:
         Raises:
             ScoringError: it was not computed.
         """
-        if signal not in self.signals:
+        if signal not in self.signals or signal not in SIGNALS:
             raise ScoringError(f"signal={signal!r} was not computed; there are {', '.join(self.signals)}")
         return SIGNALS[signal] * self.signals[signal]
 
@@ -147,24 +156,21 @@ class Suspects:
         Raises:
             ScoringError: there are none, or they are damaged.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         path = Path(path)
         try:
             manifest = read_json(path / MANIFEST)
-            if manifest["format"] != FORMAT:
-                raise ScoringError(f"{path} has suspects of format {manifest['format']!r}; this version reads {FORMAT}")
-            table = pq.read_table(path / TABLE)
-            columns = {name: table.column(name).to_numpy() for name in table.column_names}
+            if manifest.get("format") != FORMAT:
+                raise ScoringError(
+                    f"{path} has suspects of format {manifest.get('format')!r}; this version reads {FORMAT}"
+                )
+            columns = _columns(path / TABLE, checked.whole(manifest, "rows"))
             index, given, suggested, probability, of_suggestion = (columns.pop(name) for name in _LEADING)
-            if table.num_rows != manifest["rows"]:
-                raise ValueError(f"{table.num_rows} rows for {manifest['rows']}")
-            confusion = np.array(manifest["confusion"])
-            return cls(index, given, suggested, probability, of_suggestion, columns, confusion, manifest["details"])
+            confusion = _square(checked.listed(manifest, "confusion"))
+            details = checked.mapping(manifest, "details")
+            return cls(index, given, suggested, probability, of_suggestion, columns, confusion, details)
         except FileNotFoundError as error:
             raise ScoringError(f"{path} holds no suspects ({error}); pass the output of diffin clean") from None
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except (OSError, ValueError) as error:
             raise ScoringError(f"the suspects in {path} are damaged ({error}); clean again") from error
 
     @property
@@ -179,7 +185,49 @@ class Suspects:
     def __repr__(self) -> str:
         return f"Suspects({len(self.suspects())} of {len(self)} samples, noise rate {self.noise_rate:.3f})"
 
+    def _repr_html_(self) -> str:
+        from diffin import notebook
+
+        return notebook.doubts(self)
+
     def _doubted(self, threshold: float) -> Any:
         if not 0 <= threshold <= 1:
             raise ScoringError(f"threshold={threshold}; pass a probability, from 0 to 1")
         return np.nan_to_num(self.probability, nan=-1.0) >= threshold
+
+
+def _columns(path: Path, rows: int) -> dict[str, Any]:
+    """The columns of the table, the leading ones whole numbers and the others fractions.
+
+    Raises:
+        ValueError: there are others, or another number of rows.
+    """
+    import pyarrow as pa
+
+    table = reading.table(path, lambda name: pa.int64() if name in _WHOLE else pa.float64())
+    if table.num_rows != rows:
+        raise ValueError(f"{table.num_rows} rows for {rows}")
+    columns = {}
+    for name in table.column_names:
+        column = table.column(name)
+        if name in _WHOLE and column.null_count:
+            raise ValueError(f"{name} has gaps")
+        columns[name] = column.to_numpy()
+    missing = [name for name in _LEADING if name not in columns]
+    if missing:
+        raise ValueError(f"it has no column {missing[0]!r}")
+    if (columns["index"] < 0).any():
+        raise ValueError("index holds a negative number")
+    return columns
+
+
+def _square(rows: list[Any]) -> Floats:
+    """A square matrix out of lists of numbers.
+
+    Raises:
+        ValueError: they are none.
+    """
+    numbers = [checked.each({"confusion": row}, "confusion", checked.real) for row in rows]
+    if any(len(row) != len(numbers) for row in numbers):
+        raise ValueError("'confusion' is no square")
+    return np.array(numbers, dtype=np.float64).reshape(len(numbers), len(numbers))
