@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DOCS := $(VENV)/.ready-docs
 
-.PHONY: help demo test test-all check format bench accuracy docs clean
+.PHONY: help demo test test-all check format bench accuracy fuzz docs clean
 
 help: ## say what the targets do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -46,6 +46,9 @@ bench: $(READY) ## cost and error beside the authors' procedure and two other li
 
 accuracy: $(READY) ## estimators and other libraries against retraining; hours, and goes on where it stopped
 	$(BIN)/python benchmarks/accuracy/compare.py
+
+fuzz: $(READY) ## damage files of every format for ten minutes, and read them
+	$(BIN)/python benchmarks/fuzz.py --minutes 10
 
 docs: $(READY_DOCS) ## the documentation, into site/
 	$(BIN)/mkdocs build --strict

@@ -69,7 +69,9 @@ def test_what_cannot_be_planned_is_said():
             Machines(**wrong)
 
 
-@pytest.mark.parametrize(("text", "value"), [("12.8M", 12.8e6), ("1B", 1e9), ("25k", 25e3), ("50_000", 5e4), ("1e6", 1e6)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("12.8M", 12.8e6), ("1B", 1e9), ("25k", 25e3), ("50_000", 5e4), ("1e6", 1e6)]
+)
 def test_quantities(text, value):
     assert quantity("--plan", text) == pytest.approx(value)
 

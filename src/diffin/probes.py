@@ -26,24 +26,25 @@ from diffin.across_probes import AcrossProbe, End
 from diffin.errors import ProbeError
 from diffin.files import read_json, write_json
 from diffin.probe_files import (
+    FORMAT_VERSION,
     INDEX,
     LEFT_BEHIND,
     OWN_FILE,
     carried_name,
+    check_directions,
     digest_of,
     end_name,
     entry_name,
     file_names,
     load,
     probe_name,
+    read_index,
     save,
     state_name,
     writing,
 )
 from diffin.self_probes import SelfProbe
 from diffin.vectors import Vector
-
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,15 @@ class ProbeSet:
         """
         path = Path(path)
         try:
-            index = read_json(path / INDEX)
+            index = read_index(path)
         except FileNotFoundError:
             raise ProbeError(
                 f"{path} holds no complete probes ({INDEX} is missing); build them with diffin.build_probes"
             ) from None
-        except ValueError as error:
+        except ProbeError:  # which is a ValueError
+            raise
+        except (OSError, ValueError) as error:
             raise ProbeError(f"{path / INDEX} is damaged ({error}); build the probes again") from None
-        if index.get("format") != FORMAT_VERSION:
-            raise ProbeError(f"{path} has probe format {index.get('format')!r}; this version reads {FORMAT_VERSION}")
         return cls(
             path=path,
             steps=tuple(entry["step"] for entry in index["checkpoints"]),
@@ -158,34 +159,50 @@ class ProbeSet:
         Raises:
             ProbeError: a file is missing, truncated or does not hold what the index says.
         """
-        index = read_json(self.path / INDEX)
-        entry = index["checkpoints"][position]
+        try:
+            index = read_index(self.path)
+            entry = index["checkpoints"][position]
+        except (OSError, ValueError, IndexError) as error:
+            raise ProbeError(f"{self.path / INDEX} has changed ({error}); build the probes again") from None
         names = file_names(entry["step"], len(entry["weights"]))
         state, *measured = (self._read(name, digest) for name, digest in zip(names, entry["digests"], strict=True))
         if "self" in entry:
             contents = zip(entry["weights"], entry["self"], measured, strict=True)
-            return CheckpointProbes(entry["step"], state, (), tuple(SelfProbe.read(*content) for content in contents))
+            of_self = tuple(SelfProbe.read(*content) for content in contents)
+            for own in of_self:
+                check_directions(own.vectors(), state)
+            return CheckpointProbes(entry["step"], state, (), of_self)
         if "end" in entry:
             end = self._end(end_name(index["run"]), entry["end"])
-            across = (AcrossProbe.read(w, end, tensors) for w, tensors in zip(entry["weights"], measured, strict=True))
+            across = [AcrossProbe.read(w, end, tensors) for w, tensors in zip(entry["weights"], measured, strict=True)]
+            for beside in across:
+                check_directions([beside.rest, beside.directions], state)
             return CheckpointProbes(entry["step"], state, (), tuple(across))
         probes = []
         for number, (weight, tensors) in enumerate(zip(entry["weights"], measured, strict=True)):
             parts: dict[str, Vector] = {"u": {}, "v": {}, "d": {}}
             for key, tensor in tensors.items():
                 role, _, name = key.partition("/")
-                parts[role][name] = tensor
-            if set(parts["u"]) != set(self.parameters):
+                parts.setdefault(role, {})[name] = tensor
+            mixed = set(parts["v"]) | set(parts["d"])
+            if (
+                len(parts) > 3
+                or set(parts["u"]) != set(self.parameters)
+                or (mixed and not set(parts["v"]) == set(parts["d"]) == set(self.parameters))
+            ):
                 raise ProbeError(
                     f"{self.path / probe_name(entry['step'], number)} does not hold the parameters that {INDEX} names"
                 )
+            check_directions(parts.values(), state)
             probes.append(Probe(weight, parts["u"], (parts["v"], parts["d"]) if parts["v"] else None))
         return CheckpointProbes(entry["step"], state, tuple(probes))
 
     def _end(self, name: str, digest: str) -> End:
         end = self._ends.get(name)
         if end is None:
-            end = self._ends[name] = End.read(self._read(name, digest), self.parameters)
+            end = End.read(self._read(name, digest), self.parameters)
+            check_directions([end.basis], end.state)
+            self._ends[name] = end
         return end
 
     def _read(self, name: str, digest: str) -> dict[str, Tensor]:
@@ -216,7 +233,8 @@ class ProbeWriter:
         self._end: tuple[End, str] | None = None
         index = _read_index(self.path)
         if index is not None and index.get("run") != self._run:
-            there = {**index.get("metadata", {}), "parameters": index.get("parameters")}
+            told = index.get("metadata")
+            there = {**(told if isinstance(told, dict) else {}), "parameters": index.get("parameters")}
             now = {**json.loads(json.dumps(self._metadata)), "parameters": parameters}
             differing = sorted(key for key in {*there, *now} if there.get(key) != now.get(key))
             raise ProbeError(
@@ -234,7 +252,7 @@ class ProbeWriter:
             return (
                 bool(entry["run"] == self._run) and [digest_of(self.path / name) for name in names] == entry["digests"]
             )
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return False
 
     def carried(self, step: int) -> dict[str, Tensor]:
@@ -312,5 +330,5 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
     """The index of a complete set; ``None`` if there is none that can be read, as after an interrupted run."""
     try:
         return read_json(folder / INDEX)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None

@@ -231,6 +231,11 @@ class PerSampleLoss:
         self.task = task
         self.device = task.device
         own: dict[str, Tensor] = dict(task.model.named_parameters())
+        if any(hasattr(p, "full_tensor") for p in own.values()):
+            raise TaskError(
+                "the parameters of the model are sharded (FSDP, or another DTensor), and no other values can be put in their "
+                "place; build the task with a model of its own that is not wrapped"
+            )
         buffers = dict(task.model.named_buffers())
         state = _matched(task.model, own, buffers, state or {})
         trainable = [name for name, p in own.items() if p.requires_grad]

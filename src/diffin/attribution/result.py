@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffin.attribution.store import MANIFEST, TOP, Manifest, Store, from_table, read_table
+from diffin.attribution.store import (
+    MANIFEST,
+    TOP,
+    Manifest,
+    Store,
+    damaged,
+    from_table,
+    matrix_types,
+    read_table,
+    top_types,
+)
 from diffin.attribution.tops import Tops
 from diffin.errors import ScoringError
 from diffin.scoring.columns import Floats
@@ -50,7 +59,16 @@ class Attribution:
                 f"the attribution in {path} is not complete: {len(store.finished())} parts of {manifest.part_rows} samples "
                 "are there; attribute again with the same output to go on"
             )
-        return cls(from_table(read_table(Path(path) / TOP)), manifest, Path(path))
+        file = Path(path) / TOP
+        table = read_table(file, top_types())
+        try:
+            tops = from_table(table)
+        except ValueError as error:
+            raise damaged(file, error) from None
+        ends = tops.proponents.index, tops.opponents.index
+        if any(len(end) != len(manifest.queries) or end.min() < 0 or end.max() >= manifest.rows for end in ends):
+            raise damaged(file, ValueError("it is of other queries or samples"))
+        return cls(tops, manifest, Path(path))
 
     @property
     def proponents(self) -> Indices:
@@ -106,12 +124,29 @@ class Attribution:
         Raises:
             ScoringError: it was not asked for, or a part is missing or damaged.
         """
+        for number in range(-(-self.samples // self._manifest.part_rows)):
+            yield self.matrix_part(number)
+
+    def matrix_part(self, number: int) -> tuple[Indices, npt.NDArray[np.float32]]:
+        """The influence of the samples of one part on every query, as :meth:`matrix` yields it.
+
+        Raises:
+            ScoringError: the matrix was not asked for, or the part is missing or damaged.
+        """
         if self.path is None or not self._manifest.matrix:
             raise ScoringError("the matrix was not kept; attribute with matrix=True and an output")
-        for number in range(-(-self.samples // self._manifest.part_rows)):
-            table = read_table(self.path / "matrix" / f"part-{number:05d}.parquet")
-            flat = table.column("influence").combine_chunks().flatten().to_numpy()
-            yield table.column("index").to_numpy(), flat.reshape(table.num_rows, -1)
+        file = self.path / "matrix" / f"part-{number:05d}.parquet"
+        table = read_table(file, matrix_types(len(self)))
+        flat = table.column("influence").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        index, start = table.column("index").to_numpy(), number * self._manifest.part_rows
+        expected = min(self._manifest.part_rows, self.samples - start)
+        if (
+            len(flat) != len(index) * len(self)
+            or len(index) != expected
+            or (index != start + np.arange(expected)).any()
+        ):
+            raise damaged(file, ValueError(f"it does not hold {expected} samples from {start} on"))
+        return index, flat.reshape(expected, len(self))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write it into a folder, from which :meth:`open` reads it; the matrix too, if there is one.
@@ -135,7 +170,7 @@ class Attribution:
             )
         target.prepare()
         if self.path is not None and self._manifest.matrix:
-            shutil.copytree(self.path / "matrix", place / "matrix", dirs_exist_ok=True)
+            target.copy_matrix(self.path, -(-self.samples // self._manifest.part_rows))
         target.finish(self._manifest, self._tops)
         return place
 

@@ -12,6 +12,8 @@ Every file is whole or absent, and is written under a temporary name first.
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffin import checked, reading
 from diffin.attribution.tops import Ranked, Tops
 from diffin.errors import ScoringError
-from diffin.files import PART_SUFFIX, read_json, write_atomically, write_json
+from diffin.files import PART_SUFFIX, check_regular, parse_json, read_json, write_atomically, write_json
 from diffin.scoring.columns import Floats
 from diffin.sources import Indices
 
@@ -81,12 +84,13 @@ class Manifest:
                 f"the attribution has format {content.get('format')!r}; this version reads {FORMAT_VERSION}"
             )
         try:
-            known = {name: content[name] for name in cls.__dataclass_fields__}
-            return cls(**{**known, "queries": tuple(known["queries"]), "failed": tuple(known["failed"])})
-        except (KeyError, TypeError) as error:
+            _check_entries(content)
+        except ValueError as error:
             raise ScoringError(
-                f"the manifest of the attribution is damaged ({error!r}); attribute again into another folder"
+                f"the manifest of the attribution is damaged ({error}); attribute again into another folder"
             ) from None
+        known = {name: content[name] for name in cls.__dataclass_fields__}
+        return cls(**{**known, "queries": tuple(known["queries"]), "failed": tuple(known["failed"])})
 
     def completed(self, rows: int, failed: Sequence[int]) -> Manifest:
         return replace(self, rows=rows, failed=tuple(failed))
@@ -103,6 +107,30 @@ class Manifest:
         if self.length == other.length and self.sample != other.sample:
             found.append("the samples of the training set")
         return found
+
+
+def _check_entries(content: Mapping[str, Any]) -> None:
+    """Raise ValueError for an entry that is missing, of another type, or does not fit the others."""
+    checked.text(checked.mapping(content, "directions"), "digest")
+    if not checked.each(content, "queries", _label):
+        raise ValueError("'queries' is empty")
+    for name in ("grouped", "matrix"):
+        checked.flag(content, name)
+    for name in ("top", "part_rows"):
+        checked.whole(content, name, 1)
+    checked.whole(content, "batch_size")  # 0 where a replay measures the batches that were trained on
+    checked.optional(content, "length", checked.whole)
+    for name in ("sample", "device"):
+        checked.text(content, name)
+    rows = checked.optional(content, "rows", checked.whole)
+    failed = checked.each(content, "failed", checked.whole)
+    if rows is not None and max(failed, default=-1) >= rows:
+        raise ValueError("'failed' lists samples that are not there")
+
+
+def _label(content: Mapping[str, Any], name: str) -> int:
+    """Labels of groups may be negative."""
+    return checked.whole(content, name, -checked.MOST)
 
 
 @dataclass(frozen=True)
@@ -139,7 +167,7 @@ class Store:
             return Manifest.from_json(read_json(self.path / MANIFEST))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise ScoringError(
                 f"{self.path / MANIFEST} is damaged ({error}); pass another output, or resume=False to start again"
             ) from None
@@ -170,7 +198,8 @@ class Store:
         """The number of samples of every part that is there, by its number."""
         if self.path is None:
             return {number: part.rows for number, part in self._held.items()}
-        numbers = [int(file.stem.removeprefix("part-")) for file in self._files("parts")]
+        found = (file.stem.removeprefix("part-") for file in self._files("parts"))
+        numbers = [int(digits) for digits in found if re.fullmatch("[0-9]{5,15}", digits)]
         return {number: self.read(number).rows for number in sorted(numbers)}
 
     def write(self, number: int, part: Part) -> None:
@@ -189,9 +218,15 @@ class Store:
         """
         if self.path is None:
             return self._held[number]
-        table = read_table(self.path / "parts" / f"part-{number:05d}.parquet")
-        told = {key.decode(): text.decode() for key, text in (table.schema.metadata or {}).items()}
-        return Part(from_table(table) if table.num_rows else None, int(told["rows"]), tuple(json.loads(told["failed"])))
+        file = self.path / "parts" / f"part-{number:05d}.parquet"
+        table = read_table(file, top_types())
+        try:
+            known = table.schema.metadata or {}
+            told = {name: parse_json(known.get(name.encode(), b"null")) for name in ("rows", "failed")}
+            failed = checked.each(told, "failed", checked.whole)
+            return Part(from_table(table) if table.num_rows else None, checked.whole(told, "rows"), failed)
+        except ValueError as error:
+            raise damaged(file, error) from None
 
     def write_matrix(self, number: int, index: Indices, influence: Floats) -> None:
         """Add a part of the matrix: one row for each sample, NaN where it has no influence."""
@@ -205,6 +240,21 @@ class Store:
             "influence": pa.FixedSizeListArray.from_arrays(flat, influence.shape[1]),
         }
         self._write(self.path / "matrix" / f"part-{number:05d}.parquet", pa.table(columns))
+
+    def copy_matrix(self, source: Path, parts: int) -> None:
+        """Take over the matrix of another folder: its parts, and nothing else that lies there.
+
+        Raises:
+            ScoringError: a part is missing, or cannot be written.
+        """
+        assert self.path is not None
+        with self._writing():
+            (self.path / "matrix").mkdir(exist_ok=True)
+            for number in range(parts):
+                file = Path("matrix") / f"part-{number:05d}.parquet"
+                check_regular(source / file)
+                with write_atomically(self.path / file) as part:
+                    shutil.copyfile(source / file, part)
 
     def finish(self, manifest: Manifest, tops: Tops) -> None:
         """Write what came out; then the parts are needed no longer."""
@@ -264,31 +314,60 @@ def to_table(tops: Tops | None, labels: tuple[int, ...] | None, told: Mapping[st
 
 
 def from_table(table: pa.Table) -> Tops:
-    """What :func:`to_table` wrote."""
-    count = int(table.column("rank").to_numpy().max()) + 1
-    index = table.column("index").to_numpy().reshape(-1, 2, count)
-    influence = table.column("influence").to_numpy().reshape(-1, 2, count)
+    """What :func:`to_table` wrote.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    index, influence = table.column("index").to_numpy(), table.column("influence").to_numpy()
+    ranks = table.column("rank").to_numpy()
+    if not len(ranks) or any(table.column(name).null_count for name in ("index", "influence", "rank")):
+        raise ValueError("it has no rows, or rows with gaps")
+    count = int(ranks.max()) + 1
+    if count < 1 or len(ranks) % (2 * count) or not np.array_equal(ranks, np.arange(len(ranks)) % count):
+        raise ValueError("its ranks do not count from 0 for each side of each query")
+    index, influence = index.reshape(-1, 2, count), influence.reshape(-1, 2, count)
     return Tops(Ranked(index[:, 0], influence[:, 0]), Ranked(index[:, 1], influence[:, 1]))
 
 
-def read_table(file: Path) -> pa.Table:
+def top_types() -> dict[str, pa.DataType]:
+    """The columns of a table of the strongest."""
+    import pyarrow as pa
+
+    return {
+        "query": pa.int64(), "side": pa.string(), "rank": pa.int32(), "index": pa.int64(), "influence": pa.float64()
+    }  # fmt: skip
+
+
+def matrix_types(queries: int) -> dict[str, pa.DataType]:
+    """The columns of a part of the matrix."""
+    import pyarrow as pa
+
+    return {"index": pa.int64(), "influence": pa.list_(pa.float32(), queries)}
+
+
+def read_table(file: Path, types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
     """A Parquet file.
+
+    Args:
+        file: its path.
+        types: of the columns to read; ``None`` for all as they are.
 
     Raises:
         ScoringError: it is missing or damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        return pq.read_table(file, partitioning=None)
+        return reading.table(file, types)
     except FileNotFoundError:
         raise ScoringError(f"{file} is missing; attribute again with the same output to write it") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ScoringError(
-            f"{file} is damaged ({reason}); delete it and attribute again with the same output"
-        ) from None
+    except (OSError, ValueError) as error:
+        raise damaged(file, error) from None
+
+
+def damaged(file: Path, error: Exception) -> ScoringError:
+    """What to say of a file that does not hold what it should."""
+    reason = reading.first_line(error)
+    return ScoringError(f"{file} is damaged ({reason}); delete it and attribute again with the same output")
 
 
 def _beside(ends: list[np.ndarray[Any, Any]], count: int, empty: Floats) -> np.ndarray[Any, Any]:

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 import diffin
+from diffin import reading
 from diffin.actions.delete import Certificate, Deletion, Linearised
 from diffin.actions.delete import delete as run_deletion
 from diffin.actions.delete.deletion import refuse_deletion
@@ -93,11 +94,11 @@ def read_samples(text: str) -> Indices:
     try:
         if path.suffix == ".npy":
             # Not made whole numbers of: that fractions or a mask are none is for `delete` to say.
-            return np.asarray(np.load(path))
+            return reading.array(path)
         if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
+            import pyarrow as pa
 
-            return np.asarray(pq.read_table(path, columns=["index"]).column("index").to_numpy())
+            return np.asarray(reading.table(path, {"index": pa.int64()}).column("index").to_numpy())
         listed = path.read_text(encoding="utf-8") if _is_file(path) else text
         for part in listed.replace(",", " ").split():
             first, dash, last = part.partition("-")

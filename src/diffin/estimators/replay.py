@@ -23,15 +23,15 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffin import checked, reading
 from diffin.derivatives.composite import differentiable_statistics
 from diffin.derivatives.gradient import SampleSet, mean_gradient
 from diffin.errors import DerivativeError
 from diffin.estimators.base import Estimator
-from diffin.files import write_atomically
+from diffin.files import parse_json, write_atomically
 from diffin.progress import phase
 from diffin.rerun import Adjoint, Rerun, State
 from diffin.rerun.rerun import SATURATION
@@ -191,19 +191,20 @@ def forget(folder: Path) -> None:
 def _load(folder: Path, identity: str) -> _Walked | None:
     """The walk that was interrupted; ``None`` if there is none, or it is another one."""
     try:
-        with safe_open(str(folder / _PROGRESS), framework="pt") as file:
-            known = json.loads(file.metadata()["walk"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, KeyError, ValueError):
+        tensors, described = reading.described_tensors(folder / _PROGRESS)
+        known = parse_json(described.get("walk", "null"))
+        if not isinstance(known, dict) or known.get("identity") != identity:
+            return None
+        until, distance = checked.optional(known, "until", checked.whole), checked.real(known, "distance")
+        queries = checked.whole(known, "queries")
+    except (OSError, ValueError):
         return None
-    if known["identity"] != identity:
+    if queries > len(tensors) or not {"terms", "losses", "seen"} <= set(tensors):
         return None
     adjoints = []
-    for number in range(known["queries"]):
+    for number in range(queries):
         prefix = f"{number}/"
         adjoints.append(
             Adjoint.unpacked({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
         )
-    return _Walked(
-        known["until"], adjoints, tensors["terms"], tensors["losses"], tensors["seen"], float(known["distance"])
-    )
+    return _Walked(until, adjoints, tensors["terms"], tensors["losses"], tensors["seen"], distance)

@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from diffin import checked
 from diffin.errors import EvaluationError
 from diffin.evaluation.truth import MANIFEST, Truth, read_arrays, write_arrays
 from diffin.files import read_json, write_json
@@ -73,8 +73,8 @@ class Parts:
         if plan is not None and plan.exists():
             try:
                 known = read_json(plan)
-                identity, settings = known[_IDENTITY], known["settings"]
-            except (OSError, ValueError, KeyError) as error:
+                identity, settings = checked.mapping(known, _IDENTITY), checked.mapping(known, "settings")
+            except (OSError, ValueError) as error:
                 raise EvaluationError(f"{plan} is damaged ({error}); pass resume=False to begin anew") from None
             self._check(identity)
             found: dict[str, Any] = settings
@@ -104,7 +104,7 @@ class Parts:
             return self._memory[number]
         try:
             return read_arrays(self._path(number))
-        except (OSError, ValueError, BadZipFile) as error:
+        except (OSError, ValueError) as error:
             raise EvaluationError(f"{self._path(number)} is damaged ({error}); remove it and go on") from None
 
     def finish(self, truth: Truth) -> Truth:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
-from zipfile import BadZipFile
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from diffin import checked, reading
 from diffin.errors import EvaluationError
 from diffin.files import read_json, write_atomically, write_json
 from diffin.sources import Indices
@@ -140,26 +140,29 @@ class Truth:
         try:
             known = read_json(folder / MANIFEST)
             arrays = read_arrays(folder / _ARRAYS)
-            if known["format"] != _FORMAT or known["kind"] not in get_args(Kind):
-                raise ValueError(f"format {known['format']}, kind {known['kind']!r}")
-            ends = np.cumsum(arrays["sizes"])
+            kind = checked.text(known, "kind")
+            if known.get("format") != _FORMAT or kind not in get_args(Kind):
+                raise ValueError(f"format {known.get('format')}, kind {kind!r}")
+            seeds = checked.each(known, "order_seeds", checked.whole)
+            groups = _groups(arrays)
+            _check_shapes(arrays, (max(1, len(seeds)), len(groups)))
             return cls(
-                kind=known["kind"],
-                groups=tuple(np.split(arrays["members"], ends[:-1])) if len(ends) else (),
+                kind=cast(Kind, kind),
+                groups=groups,
                 replicas=arrays["replicas"],
-                order_seeds=tuple(known["order_seeds"]),
-                weight=known["weight"],
-                kept_weight=known["kept_weight"],
+                order_seeds=seeds,
+                weight=checked.real(known, "weight"),
+                kept_weight=checked.real(known, "kept_weight"),
                 per_query=arrays.get("per_query"),
                 queries=arrays.get("queries"),
-                metadata=known["metadata"],
+                metadata=_metadata(checked.mapping(known, "metadata")),
             )
         except FileNotFoundError as error:
             raise EvaluationError(
                 f"{folder} holds no complete truth ({error.filename} is missing); compute it with the functions of "
                 "diffin.evaluation, with output= this folder"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        except (OSError, ValueError) as error:
             raise EvaluationError(f"the truth in {folder} is damaged ({error}); compute it again") from error
 
 
@@ -171,8 +174,45 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    """What :func:`write_arrays` wrote.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged.
+    """
+    return reading.arrays(path)
+
+
+def _groups(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[Indices, ...]:
+    """The members of each group."""
+    members, sizes = (arrays.get(name, np.empty(0)) for name in ("members", "sizes"))
+    for name, found in (("members", members), ("sizes", sizes)):
+        if found.ndim != 1 or found.dtype.kind != "i" or (len(found) and found.min() < 0):
+            raise ValueError(f"{name} holds no whole numbers from 0 on")
+    # Each before all of them: their sum might be too large to be seen.
+    if (sizes > len(members)).any() or sizes.sum() != len(members):
+        raise ValueError(f"its groups are not of {len(members)} members in all")
+    return tuple(np.split(members, np.cumsum(sizes)[:-1])) if len(sizes) else ()
+
+
+def _check_shapes(arrays: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> None:
+    """Refuse arrays that are not of K orders (and Q queries) and G groups."""
+    replicas, per_query, queries = (arrays.get(name) for name in ("replicas", "per_query", "queries"))
+    if replicas is None or replicas.dtype != np.float64 or replicas.shape != shape:
+        raise ValueError(f"its replicas are not of {shape[0]} orders and {shape[1]} groups")
+    if (per_query is None) != (queries is None):
+        raise ValueError("its single queries have no positions, or the other way round")
+    if queries is not None and (queries.ndim != 1 or queries.dtype.kind != "i"):
+        raise ValueError("its queries are no positions")
+    wanted = None if queries is None else (len(queries), shape[1])
+    if per_query is not None and (per_query.dtype != np.float64 or per_query.shape != wanted):
+        raise ValueError(f"it is not of {wanted} queries and groups")
+
+
+def _metadata(content: dict[str, Any]) -> dict[str, Any]:
+    checked.whole({"dataset_size": 0, **content}, "dataset_size")
+    checked.mapping({"identity": {}, **content}, "identity")
+    return content
 
 
 def as_indices(samples: Sequence[int] | Indices, length: int, argument: str) -> Indices:

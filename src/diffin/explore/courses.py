@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffin.scoring.columns import Floats, term_names, to_numpy
+from diffin.scoring.sink import FolderParts
 
 if TYPE_CHECKING:
     from diffin.scoring.scores import Scores
@@ -33,11 +34,7 @@ class Courses:
         return np.array([column[place] for column in self._part(part)])
 
     def _read(self, part: int) -> list[Any]:
-        import pyarrow.parquet as pq
-
         names = term_names(self._scores.steps, self._scores.metadata["terms"])
         assert self._scores.path is not None
-        table = pq.read_table(
-            self._scores.path / f"part-{part:05d}.parquet", columns=names, memory_map=True, partitioning=None
-        )
+        table = FolderParts(self._scores.path).read(part, names)
         return [to_numpy(table.column(name)) for name in names]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffin import reading
 from diffin.errors import DatasetError
 from diffin.explore.columns import MOST_CATEGORIES, Category, Numbers, Table, Texts
 
@@ -41,15 +42,14 @@ def add_columns(table: Table, columns: Path | str | pa.Table, keys: Sequence[str
 
 def _read(columns: Path | str | pa.Table) -> tuple[pa.Table, str]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if isinstance(columns, pa.Table):
         return columns, "the table of columns"
     try:
-        return pq.read_table(columns, memory_map=True), str(columns)
+        return reading.table(Path(columns)), str(columns)
     except FileNotFoundError:
         raise DatasetError(f"columns={str(columns)!r}: there is no such file; pass a Parquet file") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError) as error:
         raise DatasetError(
             f"columns={str(columns)!r} cannot be read as Parquet ({error}); pass a Parquet file"
         ) from None

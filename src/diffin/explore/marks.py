@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffin import checked
 from diffin.actions.clean.decisions import FORMAT, KIND, Verdict
 from diffin.errors import DatasetError
 from diffin.export import Chosen
-from diffin.files import write_atomically
+from diffin.files import read_json, write_atomically
 from diffin.sources import Indices
 
 NONE, KEEP, DROP, RELABEL = range(4)
 VERDICTS: tuple[Verdict | None, ...] = (None, "keep", "drop", "relabel")
 """Verdicts by code; none for a sample that is not decided about."""
 _MOST_UNDONE = 1000
+_LARGEST_LABEL = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,22 +180,23 @@ class Marks:
     def _read(self, path: Path) -> None:
         self._stamp = _stamp(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["kind"] != KIND or content["format"] != FORMAT:
+            content = read_json(path)
+            if content.get("kind") != KIND or content.get("format") != FORMAT:
                 raise ValueError(f"it is no {KIND} of format {FORMAT}")
-            if content["samples"] != len(self.codes):
-                raise ValueError(f"it is about {content['samples']} samples, and there are {len(self.codes)}")
-            for entry in content["decisions"]:
-                row, label, verdict = int(entry["index"]), entry.get("label"), entry["decision"]
+            if content.get("samples") != len(self.codes):
+                raise ValueError(f"it is about {content.get('samples')} samples, and there are {len(self.codes)}")
+            for entry in checked.each(content, "decisions", checked.mapping):
+                row, verdict = checked.whole(entry, "index"), checked.entry(entry, "decision")
+                label = checked.optional({"label": None, **entry}, "label", checked.whole)
                 known = verdict in VERDICTS[1:] and (verdict == "relabel") == (label is not None)
-                if not known or not 0 <= row < len(self.codes):
-                    raise ValueError(f"it holds something that is no decision, {entry!r}")
+                if not known or row >= len(self.codes) or (label or 0) > _LARGEST_LABEL:
+                    raise ValueError(f"it holds something that is no decision, {repr(entry)[:200]}")
                 code = VERDICTS.index(verdict)
                 given = int(self.given[row])
                 if -1 not in (given, -1 if entry.get("given") is None else given) and entry["given"] != given:
                     raise ValueError(f"sample {row} was labelled {entry['given']} then, and is labelled {given} now")
-                self.codes[row], self.labels[row] = code, -1 if label is None else int(label)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                self.codes[row], self.labels[row] = code, -1 if label is None else label
+        except (OSError, ValueError) as error:
             raise DatasetError(f"{path} holds no decisions about these samples: {error}; pass another file") from None
 
 

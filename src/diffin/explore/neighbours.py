@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from diffin.attribution import Attribution
-from diffin.attribution.store import read_table
 from diffin.explore.columns import finite
 from diffin.scoring.columns import Floats
 from diffin.sources import Indices
@@ -87,9 +86,7 @@ class Neighbours:
         return samples[order], places[order], influence[order]
 
     def _read(self, part: int) -> Any:
-        assert self._found.path is not None
-        table = read_table(self._found.path / "matrix" / f"part-{part:05d}.parquet")
-        return table.column("influence").combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        return self._found.matrix_part(part)[1]
 
 
 def _pairs(indices: Indices, influence: Floats) -> list[list[Any]]:

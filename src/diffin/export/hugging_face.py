@@ -110,6 +110,6 @@ def load(path: Path, label_column: str | None, key_column: str | None) -> Huggin
         ) from error
     try:
         dataset = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the library has no common kind
         raise DatasetError(f"the dataset in {path} cannot be read ({error}); save it again") from error
     return HuggingFace(dataset, path=path, label_column=label_column, key_column=key_column)

@@ -11,6 +11,7 @@ from typing import Any
 from diffin.errors import DatasetError
 from diffin.export.chosen import Chosen
 from diffin.export.data import Data
+from diffin.files import check_regular
 from diffin.sources.images import class_folders, image_files
 
 
@@ -68,6 +69,7 @@ class ImageFolder(Data):
                 pass
             else:
                 return
+        check_regular(source)
         shutil.copy2(source, target)
 
 

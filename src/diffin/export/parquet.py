@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from diffin.errors import DatasetError
 from diffin.export.chosen import Chosen
 from diffin.export.data import Data
+from diffin.files import check_regular
+from diffin.reading import check_claims
 from diffin.sources.parquet import shortened
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ class Parquet(Data):
                     rows = file.metadata.row_group(group).num_rows
                     kept = chosen.within(start, start + rows)
                     if len(kept):
-                        table = file.read_row_group(group).take(kept)
+                        table = _row_group(file, path, group).take(kept)
                         changed = {
                             row: labels[start + position]
                             for row, position in enumerate(kept.tolist())
@@ -96,16 +98,31 @@ def _read(path: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
+        check_regular(path)
         with pq.ParquetFile(path) as file:
             yield file
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read as Parquet ({error}); pass one that can") from error
+    except OSError as error:
+        # Those of what is written belong to the caller.
+        if error.errno is not None and error.filename is not None and str(error.filename) != str(path):
+            raise
+        raise DatasetError(f"{path} cannot be read as Parquet ({error}); pass one that can") from error
+
+
+def _row_group(file: Any, path: Path, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """A row group, if it takes memory in proportion to its file."""
+    try:
+        check_claims(file.metadata, [group], path.stat().st_size)
+    except ValueError as error:
+        raise DatasetError(f"{path} cannot be read as Parquet ({error}); pass one that can") from None
+    return file.read_row_group(group, columns=columns)
 
 
 def _column(path: Path, name: str | None) -> Iterator[Any]:
     with _read(path) as file:
         for group in range(file.num_row_groups):
-            yield from file.read_row_group(group, columns=[name]).column(0).to_pylist()
+            yield from _row_group(file, path, group, None if name is None else [name]).column(0).to_pylist()
 
 
 def _relabelled(table: pa.Table, name: str | None, labels: Mapping[int, Any]) -> pa.Table:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from diffin import reading
 from diffin.errors import DatasetError
 from diffin.files import write_atomically
 
@@ -63,13 +64,13 @@ def read_subset_file(path: str | Path) -> list[str]:
         DatasetError: it cannot be read, or holds something else.
     """
     try:
-        pairs = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        pairs = reading.array(Path(path))
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read as a subset file ({error}); pass one of subset_file") from error
-    if not isinstance(pairs, np.ndarray) or pairs.ndim != 1 or pairs.dtype != _KIND:
-        told = f"{pairs.dtype} of shape {pairs.shape}" if isinstance(pairs, np.ndarray) else "several arrays"
+    if pairs.ndim != 1 or pairs.dtype != _KIND:
         raise DatasetError(
-            f"{path} holds {told}, not pairs of uint64 ({_KIND.str or 'u8,u8'}); pass one of subset_file"
+            f"{path} holds {pairs.dtype} of shape {pairs.shape}, not pairs of uint64 ({_KIND.str or 'u8,u8'}); pass one "
+            "of subset_file"
         )
     return _written(np.stack([pairs["f0"], pairs["f1"]], axis=1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -12,6 +13,7 @@ from diffin.errors import DatasetError
 from diffin.export.chosen import Chosen
 from diffin.export.data import Data
 from diffin.export.members import content, copied, ended, rewritten
+from diffin.files import check_regular, parse_json
 from diffin.sources.tar import Member, key_of, runs, shown_key
 
 CLASS, JSON, KEY = "cls", "json", "label"
@@ -39,7 +41,7 @@ class WebDataset(Data):
         self.label, self._key = label_column, key_column
         self._samples: list[int] = []
         for path in paths:
-            with path.open("rb") as file:
+            with opened(path) as file:
                 count = 0
                 for key, found in _runs(path):
                     if key is None:
@@ -52,7 +54,7 @@ class WebDataset(Data):
 
     def labels(self) -> Iterator[Any]:
         for path in self.files:
-            with path.open("rb") as file:
+            with opened(path) as file:
                 for key, found in _runs(path):
                     if key is not None:
                         yield self._label(path, key, file, found)[1]
@@ -62,7 +64,7 @@ class WebDataset(Data):
 
     def keys(self) -> Iterator[str]:
         for path in self.files:
-            with path.open("rb") as file:
+            with opened(path) as file:
                 for name, found in _runs(path):
                     if name is not None:
                         yield shown_key(key_of(file, name, found, self._key))
@@ -116,7 +118,7 @@ class WebDataset(Data):
             )
         try:
             text = content(file, member).decode()
-            return member, text.strip() if kind == CLASS else json.loads(text)[self.label]
+            return member, text.strip() if kind == CLASS else parse_json(text)[self.label]
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(
                 f"{member.name!r} of {path} holds no label {self.label!r} ({error}); name it with label_column"
@@ -124,8 +126,24 @@ class WebDataset(Data):
 
 
 def _runs(path: Path) -> Iterator[tuple[str | None, list[Member]]]:
-    with path.open("rb") as file:
+    with opened(path) as file:
         yield from runs(file, str(path))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """A shard to read.
+
+    Raises:
+        DatasetError: it cannot be opened.
+    """
+    try:
+        check_regular(path)
+        file = path.open("rb")
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error}); pass one that can") from error
+    with file:
+        yield file
 
 
 def _usual(file: IO[bytes], found: Sequence[Member]) -> str | None:
@@ -134,7 +152,7 @@ def _usual(file: IO[bytes], found: Sequence[Member]) -> str | None:
         return CLASS
     if JSON in kinds:
         try:
-            parsed = json.loads(content(file, kinds[JSON]))
+            parsed = parse_json(content(file, kinds[JSON]))
         except ValueError:
             return None
         return KEY if isinstance(parsed, dict) and KEY in parsed else None

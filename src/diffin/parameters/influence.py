@@ -8,17 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffin import vectors
+from diffin import reading, vectors
 from diffin.derivatives.composite import differentiable_statistics
 from diffin.derivatives.gradient import SampleSet, mean_gradient
 from diffin.errors import DatasetError, DiffinError
-from diffin.files import write_atomically
+from diffin.files import parse_json, write_atomically
 from diffin.sources import Collate, Indices, open_source
 from diffin.task import PerSampleLoss, Task, frozen
 from diffin.vectors import Vector
@@ -116,19 +114,36 @@ class ParameterInfluence:
             DiffinError: there is no such file, or it holds something else.
         """
         try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = json.loads(file.metadata()[_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            found = metadata.pop("format")
-            samples = tensors.pop("samples").numpy().astype(np.int64)
+            tensors, described = reading.described_tensors(Path(path))
+            metadata = parse_json(described.get(_KEY, "null"))
+            if not isinstance(metadata, dict):
+                raise ValueError("nothing says what it holds")
+            found = metadata.pop("format", None)
+            samples = sample_indices(tensors.pop("samples", None))
         except FileNotFoundError:
             raise DiffinError(f"{path} does not exist; write it with ParameterInfluence.save") from None
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise DiffinError(f"{path} holds no parameter influence ({error}); compute and save it again") from error
         if found != _FORMAT:
             raise DiffinError(f"{path} has format {found!r}; this version reads {_FORMAT}")
         parts: dict[str, Vector] = {"vector": {}, "buffers": {}, "state": {}}
         for full_name, tensor in tensors.items():
             part, _, name = full_name.partition("/")
-            parts[part][name] = tensor
+            parts.setdefault(part, {})[name] = tensor
+        state = parts["state"]
+        moved = (*parts["vector"].items(), *parts["buffers"].items())
+        if len(parts) > 3 or any(name not in state or tensor.shape != state[name].shape for name, tensor in moved):
+            raise DiffinError(f"{path} holds no parameter influence of the state in it; compute and save it again")
         return cls(parts["vector"], parts["buffers"], parts["state"], samples, metadata)
+
+
+def sample_indices(stored: Tensor | None) -> Indices:
+    """Int64[ndarray, "Z"], the indices of samples that a file of tensors holds.
+
+    Raises:
+        ValueError: it holds none, or something else.
+    """
+    if stored is None or stored.dtype != torch.int64 or stored.ndim != 1 or bool((stored < 0).any()):
+        raise ValueError("it does not hold the indices of samples")
+    found: Indices = stored.numpy()
+    return found

@@ -83,6 +83,13 @@ def names(steps: Sequence[int], kind: Terms = "draws", *, keyed: bool = False) -
     return [*(_KEYED if keyed else _LEADING), *term_names(steps, kind)]
 
 
+def column_type(name: str) -> pa.DataType:
+    """Of a column of a table of scores."""
+    import pyarrow as pa
+
+    return pa.int64() if name == "index" else pa.string() if name in ("key", "failure") else pa.float64()
+
+
 def to_table(
     rows: Rows,
     steps: Sequence[int],

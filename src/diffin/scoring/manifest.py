@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, get_args
 
+from diffin import checked
 from diffin.errors import ScoringError
 from diffin.probes import ProbeSet
 from diffin.scoring.columns import Terms, names
@@ -87,14 +88,13 @@ class Manifest:
         if content.get("format") != FORMAT_VERSION:
             raise ScoringError(f"the scores have format {content.get('format')!r}; this version reads {FORMAT_VERSION}")
         try:
-            known = {f.name: content[f.name] for f in fields(cls) if f.name in content or f.name not in _ADDED_LATER}
-            manifest = cls(**{**known, "failed": tuple(known["failed"])})
-            names(manifest.steps, manifest.terms)
-        except (KeyError, TypeError) as error:
+            _check_entries(content)
+        except ValueError as error:
             raise ScoringError(
-                f"the manifest of the scores is damaged ({error!r}); score again into another folder"
+                f"the manifest of the scores is damaged ({error}); score again into another folder"
             ) from None
-        return manifest
+        known = {f.name: content[f.name] for f in fields(cls) if f.name in content or f.name not in _ADDED_LATER}
+        return cls(**{**known, "failed": tuple(known["failed"])})
 
     def differences(self, other: Manifest) -> list[str]:
         """What keeps ``other`` from going on with this run, in words."""
@@ -108,6 +108,33 @@ class Manifest:
         if self.length == other.length and self.sample != other.sample:
             found.append("the samples of the dataset")
         return found
+
+
+def _check_entries(content: Mapping[str, Any]) -> None:
+    """Raise ValueError for an entry that is missing, of another type, or does not fit the others."""
+    probes = checked.mapping(content, "probes")
+    checked.text(probes, "digest")
+    steps = checked.each(probes, "steps", checked.whole)
+    if not steps or len(set(steps)) < len(steps):
+        raise ValueError("'steps' is empty, or holds one twice")
+    checked.each(probes, "counts", checked.whole)
+    checked.mapping(probes, "metadata")
+    checked.mapping(content, "derivatives")
+    checked.whole(content, "batch_size")  # 0 by Replay, which measures none
+    checked.whole(content, "part_rows", 1)
+    checked.optional(content, "length", checked.whole)
+    for name in ("sample", "device"):
+        checked.text(content, name)
+    checked.optional(content, "self_check", checked.mapping)
+    if checked.text(content, "terms") not in get_args(Terms):
+        raise ValueError(f"'terms' is {content['terms'][:40]!r}, and should be one of {', '.join(get_args(Terms))}")
+    if "keyed" in content:
+        checked.flag(content, "keyed")
+    rows = checked.optional(content, "rows", checked.whole)
+    failed = checked.each(content, "failed", checked.whole)
+    count = checked.whole(content, "failed_count")
+    if len(failed) > count or (rows is not None and (count > rows or max(failed, default=-1) >= rows)):
+        raise ValueError("'failed' lists more samples than there are")
 
 
 def describe_probes(probes: ProbeSet) -> dict[str, Any]:

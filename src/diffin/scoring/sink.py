@@ -10,14 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffin import reading
 from diffin.errors import ScoringError
 from diffin.files import PART_SUFFIX, read_json, write_atomically, write_json
+from diffin.scoring.columns import column_type
 from diffin.scoring.manifest import Manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MANIFEST = "scores.json"
+_LONGEST_NUMBER = 15
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -93,7 +96,7 @@ class FolderParts(Parts):
                     "were computed from; pass another output, or resume=False to replace them"
                 ) from None
             return None
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise ScoringError(
                 f"{self.path / MANIFEST} is damaged ({error}); pass another output, or resume=False to start again"
             ) from None
@@ -132,15 +135,14 @@ class FolderParts(Parts):
             pq.write_table(table, part, compression="zstd", use_dictionary=False, row_group_size=max(1, table.num_rows))
 
     def read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         file = self._file(number)
         try:
-            return pq.read_table(file, columns=None if columns is None else list(columns), partitioning=None)
+            if columns is None:
+                return reading.table(file)
+            return reading.table(file, {name: column_type(name) for name in columns})
         except FileNotFoundError:
             raise ScoringError(f"{file} is missing; score again with the same output to write it") from None
-        except (pa.ArrowException, OSError) as error:
+        except (OSError, ValueError) as error:
             raise self._damaged(file, error) from None
 
     def write_manifest(self, manifest: Manifest) -> None:
@@ -154,22 +156,19 @@ class FolderParts(Parts):
         found = {}
         for file in self.path.glob("part-*.parquet"):
             digits = file.stem.removeprefix("part-")
-            if digits.isdecimal():
+            if digits.isascii() and digits.isdecimal() and len(digits) <= _LONGEST_NUMBER:
                 found[int(digits)] = file
         return found
 
     def _rows(self, file: Path) -> int:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
-            return int(pq.read_metadata(file).num_rows)
-        except (pa.ArrowException, OSError) as error:
+            return reading.table_rows(file)
+        except (OSError, ValueError) as error:
             raise self._damaged(file, error) from None
 
     @staticmethod
     def _damaged(file: Path, error: Exception) -> ScoringError:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reading.first_line(error)
         return ScoringError(
             f"{file} is damaged ({reason}); delete it and score again with the same output to write it anew"
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from diffin.errors import DatasetError
+from diffin.files import check_regular
 from diffin.sources.base import Indices
 from diffin.sources.pictures import Transform, picture
 from diffin.sources.stored import Stored
@@ -15,6 +17,9 @@ from diffin.sources.unreadable import Unreadable, reason_of
 
 # Those that torchvision.datasets.ImageFolder takes for images.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+_MOST_VISITS = 1000
 
 
 class Images(Stored):
@@ -65,6 +70,7 @@ class Images(Stored):
 
     def _stored(self, path: str) -> tuple[bytes, int] | Unreadable:
         try:
+            check_regular(self.folder / path)
             return (self.folder / path).read_bytes(), self._numbers[path.partition("/")[0]]
         except OSError as error:
             return Unreadable(reason_of(error))
@@ -76,8 +82,21 @@ def class_folders(root: Path) -> list[str]:
 
 
 def image_files(root: Path, name: str) -> Iterator[PurePath]:
-    """The images of a class, in order: those in sorted folders of any depth, relative to the folder of the class."""
-    for folder, _, files in sorted(os.walk(root / name, followlinks=True)):
+    """The images of a class, in order: those in sorted folders of any depth, relative to the folder of the class.
+
+    Raises:
+        DatasetError: links lead round in a circle.
+    """
+    found, visits = [], Counter[tuple[int, int]]()
+    for folder, _, files in os.walk(root / name, followlinks=True):
+        status = Path(folder).stat()
+        place = (status.st_dev, status.st_ino)
+        visits[place] += 1
+        # A link to a folder above it is followed until the path is too long; two of them, until the end of time.
+        if visits[place] > _MOST_VISITS:
+            raise DatasetError(f"links in {root / name} lead to {folder} again and again; remove them")
+        found.append((folder, files))
+    for folder, files in sorted(found):
         for file in sorted(files):
             if file.lower().endswith(EXTENSIONS):
                 yield (Path(folder) / file).relative_to(root / name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from diffin.errors import DatasetError, UnreadableError
+from diffin.files import check_regular
 from diffin.sources.unreadable import reason_of
 
 _REMOTE = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
@@ -81,6 +82,7 @@ def opened(name: str) -> Iterator[IO[bytes]]:
     """
     with _unreadable(name):
         if not is_remote(name):
+            check_regular(Path(name))
             with Path(name).open("rb") as file:
                 yield file
             return
@@ -107,10 +109,14 @@ def read_ranges(name: str, ranges: Sequence[tuple[int, int]], expected: Stamp) -
             starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
             pieces: list[bytes] = system.cat_ranges([path] * count, starts, stops, on_error="raise")
         else:
+            check_regular(Path(name))
             with Path(name).open("rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
                 if Stamp(status.st_size, status.st_mtime_ns) != expected:
                     raise UnreadableError(f"{name} has changed since its index was made; open the data set anew")
+                # Before memory is taken for it.
+                if any(not 0 <= start <= stop <= status.st_size for start, stop in ranges):
+                    raise UnreadableError(f"{name} ends before it should")
                 pieces = [_read(file, start, stop) for start, stop in ranges]
     if any(len(piece) < stop - start for piece, (start, stop) in zip(pieces, ranges, strict=True)):
         raise UnreadableError(f"{name} ends before it should")

@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from diffin.errors import DatasetError, UnreadableError
+from diffin.errors import DatasetError, DiffinError, UnreadableError
+from diffin.reading import check_claims
 from diffin.sources.base import Indices
-from diffin.sources.locations import expanded, is_remote, opened
+from diffin.sources.locations import expanded, is_remote, opened, stamp
 from diffin.sources.many_files import of_each
 from diffin.sources.stored import Stored
 from diffin.sources.unreadable import Unreadable, reason_of
 
 _log = logging.getLogger(__name__)
+
+_MOST_ROWS = 1 << 50
 
 Groups = list[tuple[int, int, Indices]]
 """Of rows that are read at once: the number of their row group, its first position, their places in what is asked for."""
@@ -89,6 +92,9 @@ class Parquet(Stored):
                 values = _rows(self._group(group), rows).to_pylist()
             except UnreadableError as error:
                 values = [Unreadable(error.reason)] * len(rows)
+            except Exception as error:  # of a kind for each type of column
+                name = self.files[self._file[group]]
+                values = [Unreadable(f"{name} holds a row that cannot be read ({reason_of(error)})")] * len(rows)
             for place, value in zip(places.tolist(), values, strict=True):
                 found[place] = value
         return found
@@ -104,8 +110,8 @@ class Parquet(Stored):
             name = self.files[self._file[group]]
             if self.key is not None:
                 with _reading(name) as file:
-                    column = file.read_row_group(int(self._number[group]), columns=[self.key], use_threads=False)
-                told = [str(value) for value in column.column(0).take(rows).to_pylist()]
+                    column = _row_group(file, int(self._number[group]), [self.key], name)
+                    told = [str(value) for value in column.column(0).take(rows).to_pylist()]
             else:
                 start = first - self._first_of(int(self._file[group]))
                 told = [f"{self._short[self._file[group]]}:{start + row}" for row in rows]
@@ -130,7 +136,7 @@ class Parquet(Stored):
         if held is None or held[0] != group:
             held = self._held = None  # before another takes memory
             with _reading(self.files[self._file[group]]) as file:
-                table = file.read_row_group(int(self._number[group]), columns=self._columns, use_threads=False)
+                table = _row_group(file, int(self._number[group]), self._columns, self.files[self._file[group]])
             first = int(self._ends[group - 1]) if group else 0
             if table.num_rows != self._ends[group] - first:
                 raise UnreadableError(f"{self.files[self._file[group]]} has changed since it was opened")
@@ -147,7 +153,10 @@ class Parquet(Stored):
         for column in (*(self._columns or ()), *((self.key,) if self.key else ())):
             if column not in columns:
                 raise DatasetError(f"{name} has no column {column!r}; it has {', '.join(columns)}")
-        return np.array([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], np.int64)
+        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows or sum(rows) > _MOST_ROWS:
+            return f"{name} cannot be read as Parquet (it says that it has {metadata.num_rows} rows)"
+        return np.array(rows, np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": None}
@@ -167,8 +176,21 @@ def _reading(name: str) -> Iterator[Any]:
     with opened(name) as file:
         try:
             yield pq.ParquetFile(file, pre_buffer=is_remote(name))
-        except (pa.ArrowException, OSError) as error:
+        except DiffinError:
+            raise
+        except Exception as error:
+            if isinstance(error, MemoryError) and not isinstance(error, pa.ArrowException):
+                raise
             raise UnreadableError(f"{name} cannot be read as Parquet ({reason_of(error)})") from error
+
+
+def _row_group(file: Any, number: int, columns: Sequence[str] | None, name: str) -> Any:
+    """A row group, if it takes memory in proportion to its file."""
+    try:
+        check_claims(file.metadata, [number], stamp(name).size)
+    except ValueError as error:
+        raise UnreadableError(f"{name} cannot be read as Parquet ({error})") from None
+    return file.read_row_group(number, columns=columns, use_threads=False)
 
 
 def shortened(names: Sequence[str]) -> list[str]:

@@ -12,8 +12,13 @@ import torch
 from torch import Tensor
 
 from diffin.errors import MissingDependencyError, UnreadableError
+from diffin.sources.unreadable import reason_of
 
 Transform = Callable[[Any], Any]
+
+# All that Pillow is asked to know here: what it reads by itself. For others it starts a program, Ghostscript for EPS, by
+# what a file holds and not by its name.
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ def picture(stored: Any, transform: Transform | None = None) -> Any:
         transform: of a ``PIL.Image``; ``None`` for Float32[Tensor, "3 H W"] of 0 to 1.
 
     Raises:
-        UnreadableError: these are no bytes of an image, or of one so large that Pillow takes it for an attack.
+        UnreadableError: these are no bytes of an image, or of one so large that Pillow takes it for an attack, or of a format
+            that needs another program.
         MissingDependencyError: Pillow is not installed.
     """
     try:
@@ -61,11 +67,16 @@ def picture(stored: Any, transform: Transform | None = None) -> Any:
     data = stored.get("bytes") if isinstance(stored, Mapping) else stored
     if not isinstance(data, bytes | bytearray | memoryview):
         raise UnreadableError(f"holds no bytes of an image, but {type(data).__name__}")
+    Image.init()
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=[form for form in _FORMATS if form in Image.OPEN]) as opened:
             image = opened.convert("RGB")
+    except (MemoryError, ImportError):
+        raise
     except UnidentifiedImageError:
         raise UnreadableError(f"its {len(data):,} bytes are no image that Pillow knows") from None
+    except Exception as error:  # each format has errors of its own for bytes that are not what it expects
+        raise UnreadableError(f"its {len(data):,} bytes cannot be read as an image ({reason_of(error)})") from None
     return _tensor(image) if transform is None else transform(image)
 
 

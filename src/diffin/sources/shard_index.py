@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffin import checked
 from diffin.errors import DatasetError, UnreadableError
 from diffin.files import PART_SUFFIX, read_json, write_json
 from diffin.progress import phase
@@ -93,7 +94,12 @@ class ShardIndex:
         """Kind, first byte and size of each member of a sample."""
         first, last = self.arrays["first"][position : position + 2].tolist()
         of_members = (self.arrays[name][first:last].tolist() for name in ("kind", "start", "size"))
-        return [(self.kinds[kind], start, size) for kind, start, size in zip(*of_members, strict=True)]
+        found = list(zip(*of_members, strict=True))
+        if not 0 <= first <= last <= len(self.arrays["start"]) or any(
+            not 0 <= kind < len(self.kinds) or min(start, size) < 0 for kind, start, size in found
+        ):
+            raise DatasetError(f"the index of the shards in {self.folder} is damaged; delete it")
+        return [(self.kinds[kind], start, size) for kind, start, size in found]
 
 
 def indexed(shards: Sequence[str], folder: Path | None, key: str | None, *, show: bool) -> ShardIndex:
@@ -113,7 +119,8 @@ def indexed(shards: Sequence[str], folder: Path | None, key: str | None, *, show
     identity = hashlib.sha256(told.encode()).hexdigest()[:24]
     chosen = _cache() / identity if folder is None else folder
     there = load(chosen, identity)
-    if there is not None:
+    # Names are those that were asked for, and never those that a file brings along.
+    if there is not None and set(there.shards) <= set(shards):
         return there
     if chosen.exists() and any(chosen.iterdir()) and not (chosen / _META).exists():
         raise DatasetError(f"index={str(chosen)!r} holds other things than an index; pass a folder of its own")
@@ -145,22 +152,36 @@ def load(folder: Path, identity: str | None = None, *, unsettled: bool = False) 
     """
     try:
         meta = read_json(folder / _META)
-        if meta["format"] != _FORMAT or identity not in (None, meta["identity"]):
+        if meta.get("format") != _FORMAT or identity not in (None, checked.text(meta, "identity")):
             return None
-        if not (meta["settled"] or unsettled):
+        if not (checked.flag(meta, "settled") or unsettled):
             return None
-        arrays = {name: _mapped(folder / name, kind, meta["lengths"][name]) for name, kind in _ARRAYS.items()}
+        lengths = checked.mapping(meta, "lengths")
+        arrays = {name: _mapped(folder / name, kind, checked.whole(lengths, name)) for name, kind in _ARRAYS.items()}
+        checked.each(meta, "quarantined", checked.text)
+        shards = checked.each(meta, "shards", checked.mapping)
+        counts = tuple(checked.whole(shard, "samples") for shard in shards)
+        of_members = {lengths[name] for name in ("start", "size", "kind")}
+        if {lengths["first"], lengths["ends"]} != {sum(counts) + 1} or len(of_members) > 1:
+            raise ValueError("its arrays are of other samples or members")
         return ShardIndex(
             folder,
-            tuple(shard["name"] for shard in meta["shards"]),
-            tuple(Stamp(*shard["stamp"]) for shard in meta["shards"]),
-            tuple(shard["samples"] for shard in meta["shards"]),
-            meta["quarantined"],
-            tuple(meta["kinds"]),
+            tuple(checked.text(shard, "name") for shard in shards),
+            tuple(_stamp_of(shard) for shard in shards),
+            counts,
+            checked.mapping(meta, "quarantined"),
+            checked.each(meta, "kinds", checked.text),
             arrays,
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
+
+
+def _stamp_of(shard: Mapping[str, Any]) -> Stamp:
+    found = checked.listed(shard, "stamp")
+    if len(found) != 2 or not isinstance(found[1], int | str):
+        raise ValueError("'stamp' is none")
+    return Stamp(checked.whole({"size": found[0]}, "size"), found[1])
 
 
 @dataclass

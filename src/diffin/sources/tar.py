@@ -6,7 +6,6 @@ A plain header, and the extended ones that most libraries write before it, are r
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import tarfile
@@ -15,18 +14,19 @@ from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
 
 from diffin.errors import DatasetError
+from diffin.files import parse_json
 
 _log = logging.getLogger(__name__)
 
 BLOCK = tarfile.BLOCKSIZE
-# As WebDataset splits names: the key is what comes before the first dot of the file name.
-_NAME = re.compile(r"^((?:.*/)?[^.]+)\.([^/]*)$", re.DOTALL)
 _OF_NO_SAMPLE = re.compile(r"__[^/]*__($|/)")
 _MAY_POINT_OUT = re.compile(r"^[/\\]|\.\.|^[A-Za-z]:|\0")
 _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
 # Of a size or of anything else that changes what follows, tarfile knows more.
-_RECORD = re.compile(rb"(\d+) (mtime|atime|ctime|path)=([^\n]*)\n")
+_RECORD = re.compile(rb"(\d{1,9}) (mtime|atime|ctime|path)=([^\n]*)\n")
 _LONGEST_EXTENDED = 1 << 16
+_MOST_EXTENDED = 1 << 20
+_MOST_HEADERS = 10
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd", b"\x04\x22": "lz4"}
 
 
@@ -102,11 +102,11 @@ def key_of(file: IO[bytes], name: str, found: Sequence[Member], field: str | Non
         if member.kind == "json":
             file.seek(member.start)
             try:
-                told = json.loads(file.read(member.size))[field]
-            except (ValueError, KeyError, TypeError, RecursionError):
+                told = parse_json(file.read(member.size))[field]
+                if told is not None:
+                    return str(told).encode("utf-8", "replace")
+            except (ValueError, KeyError, TypeError):
                 break
-            if told is not None:
-                return str(told).encode("utf-8", "replace")
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -127,10 +127,27 @@ def members(file: IO[bytes], where: str) -> Iterator[Member]:
         if found.start + padded(found.size) > length:
             raise DatasetError(f"{where} ends within {found.name!r}; pack it again")
         _check(where, found)
-        split = _NAME.match(found.name) if found.is_file and not _OF_NO_SAMPLE.match(found.name) else None
-        key, kind = (split[1], split[2].lower()) if split else (None, "")
+        split = parted(found.name) if found.is_file and not _OF_NO_SAMPLE.match(found.name) else None
+        key, kind = (split[0], split[1].lower()) if split else (None, "")
         yield Member(found.name, offset, found.start, found.size, key, kind)
         offset = found.start + padded(found.size)
+
+
+def parted(name: str) -> tuple[str, str] | None:
+    r"""Key and kind, as WebDataset splits names: at the first dot of the file name. ``None`` for what is of no sample.
+
+    The same as ``(?s)^((?:.*/)?[^.]+)\.([^/]*)$``, in a time that grows with the length of the name and not with its square.
+    """
+    slash = name.rfind("/")
+    dot = name.find(".", slash + 1)
+    if dot < 0:
+        return None
+    if dot == slash + 1:
+        # A file name that begins with a dot: its folder is the key, unless that has a dot of its own.
+        folder = name.rfind("/", 0, max(slash, 0)) + 1
+        if slash < 0 or "." in name[folder:slash]:
+            return None
+    return name[:dot], name[dot + 1 :]
 
 
 def info_of(file: IO[bytes], member: Member) -> tarfile.TarInfo:
@@ -152,12 +169,26 @@ def _at(file: IO[bytes], offset: int, where: str) -> _Found | None:
     found = _plain(file, header, offset)
     if found is not None:
         return found
-    info = _by_tarfile(file, offset) if len(header) == BLOCK else None
-    if info is None:
+    info = _by_tarfile(file, offset) if len(header) == BLOCK and _is_usual(file, offset) else None
+    if info is None or info.size < 0 or info.offset_data <= offset:
         raise DatasetError(_why_not(header, offset, where))
     if not (info.isreg() or info.isdir()) or info.issparse():
         raise DatasetError(f"{where} holds {info.name!r}, which is neither a plain file nor a folder; pack it without")
     return _Found(info.name, info.offset_data, info.size, info.isreg())
+
+
+def _is_usual(file: IO[bytes], offset: int) -> bool:
+    """Whether few and small headers come before that of the member: tarfile takes memory for what any of them claims."""
+    for _ in range(_MOST_HEADERS):
+        file.seek(offset)
+        header = file.read(BLOCK)
+        if header[156:157] not in (b"x", b"g", b"X", b"L", b"K"):
+            return True
+        size = _number(header[124:136])
+        if size is None or size > _MOST_EXTENDED:
+            return False
+        offset += BLOCK + padded(size)
+    return False
 
 
 def _plain(file: IO[bytes], header: bytes, offset: int) -> _Found | None:
@@ -215,7 +246,7 @@ def _by_tarfile(file: IO[bytes], offset: int) -> tarfile.TarInfo | None:
     try:
         archive = tarfile.TarFile(fileobj=file)
         info = archive.firstmember  # type: ignore[attr-defined]
-    except (tarfile.TarError, EOFError, ValueError):
+    except (tarfile.TarError, EOFError, ValueError, LookupError, OverflowError, RecursionError, TypeError):
         return None
     if info is not None and archive.pax_headers:
         raise DatasetError(

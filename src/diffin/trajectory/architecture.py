@@ -17,6 +17,7 @@ from torch import nn
 _log = logging.getLogger(__name__)
 
 _REACHING_OUT = ("implementation", "auto_map", "quantization", "backbone", "kernel", "path", "pretrained", "custom")
+_MOST_LABELS = 1_000_000
 _REPEATED = ("layer", "block", "expert", "stage", "depth")
 
 
@@ -62,6 +63,8 @@ def _bounded(config: Mapping[str, Any], most: int) -> bool:
         if isinstance(value, Mapping) and not _bounded(value, most):
             return False
         values = value if isinstance(value, list) else [value]
+        if "label" in str(key).lower() and any(isinstance(v, int) and v > _MOST_LABELS for v in values):
+            return False  # the library names each of them
         if any(word in str(key).lower() for word in _REPEATED) and any(
             isinstance(v, int) and not isinstance(v, bool) and v > max(64, most) for v in values
         ):

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from diffin import reading
 from diffin.errors import TrajectoryError
+from diffin.files import check_regular
 from diffin.trajectory.checkpoints import Checkpoint
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -141,7 +141,11 @@ def refuse_absurd(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raise TrajectoryError for tensors that claim more than the file holds: a stride of zero makes any size of nothing."""
     for name, tensor in tensors.items():
         claimed = tensor.numel() * tensor.element_size()
-        if tensor.layout != torch.strided or (claimed > _LARGE and claimed > tensor.untyped_storage().nbytes()):
+        if (
+            tensor.layout != torch.strided
+            or tensor.device.type != "cpu"
+            or (claimed > _LARGE and claimed > tensor.untyped_storage().nbytes())
+        ):
             raise TrajectoryError(
                 f"{path} has {name!r} of shape {tuple(tensor.shape)}, which is more than it holds: the file is not one "
                 "that a training saved"
@@ -155,8 +159,9 @@ def read(path: Path) -> Any:
         TrajectoryError: it is damaged, or holds what only running it would tell.
     """
     try:
+        check_regular(path)
         if path.suffix == ".safetensors":
-            return load_file(str(path))
+            return reading.tensors(path)
         _refuse_compressed(path)
         # Only zip archives, the format since PyTorch 1.6, can be mapped instead of read.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -166,17 +171,7 @@ def read(path: Path) -> Any:
             "damaged, or holds more than tensors, and reading that could run any code. If you trust it, save its "
             "tensors alone: torch.save(model.state_dict(), ...), or as .safetensors"
         ) from None
-    except (
-        SafetensorError,
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # reading a pickle can fail in any way, and takes what memory the file says
         raise TrajectoryError(
             f"{path} is damaged, truncated, or not a checkpoint ({_first_line(error)}); pass .pt or .pth files "
             "written by torch.save, or .safetensors"

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffin.errors import TrajectoryError
+
 # Named, so that the call is typed.
 _cuda_in_use: Callable[[], bool] = torch.cuda.is_initialized
 
@@ -38,7 +40,20 @@ def capture() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    """Put back what :func:`capture` returned; generators of accelerators that this machine lacks are left alone."""
+    """Put back what :func:`capture` returned; generators of accelerators that this machine lacks are left alone.
+
+    Raises:
+        TrajectoryError: it is something else.
+    """
+    try:
+        _restore(tensors, numbers)
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TrajectoryError(
+            f"the states of random number generators are damaged ({error}); restore them from a copy"
+        ) from error
+
+
+def _restore(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     torch.set_rng_state(tensors["torch"])
     if torch.cuda.is_available():
         for device in range(torch.cuda.device_count()):

@@ -282,15 +282,23 @@ class Recorder:
                 "restore a state of your own and say resume=<steps it took>"
             )
         stored = state.model()
+        for name, parameter in self._parameters.items():
+            if name not in stored or stored[name].shape != parameter.shape:
+                raise RecordingError(f"{state.path} lacks {name!r} of the shape it has here; restore it from a copy")
         with torch.no_grad():
             for name, tensor in self._tensors().items():
                 if name in self._parameters or (name in stored and stored[name].shape == tensor.shape):
                     tensor.copy_(stored[name])
                 else:
                     _log.warning("the buffer %r is not in %s with that shape and keeps its value", name, state.path)
-        restore_buffers(self._optimizer, self._names, state.optimizer())
-        if self._scaler is not None and state.grad_scaler:
-            self._scaler.load_state_dict(state.grad_scaler)
+        try:
+            restore_buffers(self._optimizer, self._names, state.optimizer())
+            if self._scaler is not None and state.grad_scaler:
+                self._scaler.load_state_dict(state.grad_scaler)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RecordingError(
+                f"the optimizer's state in {state.path} is damaged ({error}); restore it from a copy"
+            ) from error
         randomness.restore(*state.rng())
 
     def _before_optimizer_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from diffin import checked, reading
 from diffin.errors import RecordingError, TrajectoryError
-from diffin.files import PART_SUFFIX, read_json, sync_folder, write_json
+from diffin.files import PART_SUFFIX, check_regular, read_json, sync_folder, write_json
 
 _MODEL = "model.safetensors"
 _TRAINING = "training.safetensors"
@@ -120,10 +120,15 @@ class StoredState:
         index_path = path / _INDEX
         try:
             self._index = read_json(index_path)
-            self.step = int(self._index["step"])
-            self.chosen = bool(self._index["chosen"])
-            self._crc32 = {name: int(self._index["crc32"][name]) for name in (_MODEL, _TRAINING)}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.step = checked.whole(self._index, "step")
+            self.chosen = checked.flag(self._index, "chosen")
+            sums = checked.mapping(self._index, "crc32")
+            self._crc32 = {name: checked.whole(sums, name) for name in (_MODEL, _TRAINING)}
+            checked.each(self._index, "optimizer", checked.mapping)
+            checked.each(self._index, "optimizer_left_out", checked.text)
+            checked.mapping(self._index, "rng")
+            checked.optional(self._index, "grad_scaler", checked.mapping)
+        except (OSError, ValueError) as error:
             raise _damaged(index_path, error) from None
         if folder_name(self.step) != path.name:
             raise _damaged(index_path, f"it says step {self.step}")
@@ -171,8 +176,10 @@ class StoredState:
                 if _crc32(path) != self._crc32[name]:
                     raise _damaged(path, "its checksum differs from the one in state.json")
                 self._verified.add(name)
-            return load_file(str(path))
-        except (OSError, SafetensorError) as error:
+            return reading.tensors(path)
+        except TrajectoryError:  # which is a ValueError
+            raise
+        except (OSError, ValueError) as error:
             raise _damaged(path, error) from None
 
 
@@ -215,6 +222,7 @@ def _independent(items: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _crc32(path: Path) -> int:
+    check_regular(path)
     checksum = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -141,13 +141,19 @@ class StepLog:
         skipped: Bool[ndarray, "steps"], true where the optimizer changed nothing (overflow in mixed precision).
     """
 
-    def __init__(self, folder: Path | None, groups: int) -> None:
+    def __init__(self, folder: Path | None, groups: int, dataset_size: int | None = None) -> None:
         """Read the log, but for the sample indices, which are read when asked for.
+
+        Args:
+            folder: of the segments; ``None`` for a log without steps.
+            groups: how many parameter groups the optimizer has.
+            dataset_size: samples in the training set, below which all indices must be; ``None`` if it is unknown.
 
         Raises:
             TrajectoryError: a segment is damaged or missing.
         """
         paths = [] if folder is None else _segments(folder)
+        self._dataset_size = dataset_size
         self._starts: list[int] = []
         self._paths = paths
         self._constants: dict[int, list[dict[str, Any]]] = {}
@@ -190,11 +196,18 @@ class StepLog:
 
     def indices(self, step: int) -> IntArray | None:
         """The samples of the batch of ``step``, in order. Int64[ndarray, "batch"], or ``None`` if not recorded."""
-        return self._lists(step, "indices")
+        found = self._lists(step, "indices")
+        size = self._dataset_size
+        if found is not None and len(found) and (found.min() < 0 or (size is not None and found.max() >= size)):
+            raise _damaged(self._path(step), f"step {step} used samples that are not in the training set")
+        return found
 
     def micro_batches(self, step: int) -> tuple[int, ...] | None:
         """Sizes of the micro-batches whose gradients the step accumulated, in order; ``None`` for a single batch."""
         sizes = self._lists(step, "micro_batches")
+        indices = None if sizes is None else self._lists(step, "indices")
+        if sizes is not None and (indices is None or (sizes < 0).any() or sizes.sum() != len(indices)):
+            raise _damaged(self._path(step), f"micro_batches of step {step} are not of its samples")
         return None if sizes is None else tuple(sizes.tolist())
 
     def randomness(self, step: int) -> tuple[bytes | None, ...] | None:
@@ -207,8 +220,8 @@ class StepLog:
         if "divisors" not in self._table(step)[0].column_names:  # an older recording
             return None
         divisors: list[float] | None = self._value(step, "divisors").as_py()
-        if divisors is not None and not all(divisors):
-            raise _damaged(self._path(step), f"divisors of step {step} has gaps, or a zero")
+        if divisors is not None and (not all(divisors) or len(divisors) != len(self.micro_batches(step) or [1])):
+            raise _damaged(self._path(step), f"divisors of step {step} are not one for each of its micro-batches")
         return None if divisors is None else Division(tuple(divisors), self._value(step, "items").as_py())
 
     def items_per_sample(self) -> float | None:

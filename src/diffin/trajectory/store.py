@@ -111,9 +111,7 @@ class Store:
                 resumed_at=checked.each(value, "resumed_at", checked.whole),
             )
         except ValueError as error:
-            raise TrajectoryError(
-                f"{path} is damaged ({error}); restore it from a copy"
-            ) from None
+            raise TrajectoryError(f"{path} is damaged ({error}); restore it from a copy") from None
 
 
 def _environment(value: dict[str, Any]) -> dict[str, Any]:

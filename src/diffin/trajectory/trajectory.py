@@ -89,7 +89,7 @@ class Trajectory:
         manifest = store.read_manifest()
         groups = manifest.optimizer.groups
         try:
-            log = StepLog(store.steps, len(groups))
+            log = StepLog(store.steps, len(groups), manifest.dataset_size)
             found = states.stored(store.checkpoints)
         except OSError as error:
             raise TrajectoryError(f"{store.path} cannot be read: {error}") from error

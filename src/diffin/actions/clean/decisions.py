@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, cast, get_args
 
 from diffin.errors import DatasetError
+from diffin.files import read_json
 
 FORMAT = 1
 KIND = "diffin-decisions"
@@ -46,12 +46,12 @@ def read_decisions(path: str | Path, *, labels: Sequence[int], classes: int) -> 
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise DatasetError(f"there is no file {path}; export it on the review page") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read as JSON ({error}); export it again on the review page") from None
-    if not isinstance(content, dict) or content.get("kind") != KIND or content.get("format") != FORMAT:
+    if content.get("kind") != KIND or content.get("format") != FORMAT:
         raise DatasetError(f"{path} holds no decisions of format {FORMAT}; export it on the review page")
     entries = content.get("decisions")
     if content.get("samples") != len(labels) or not isinstance(entries, list):
@@ -75,7 +75,9 @@ def _decision(path: Path, entry: Any, labels: Sequence[int], classes: int) -> De
         or relabels != (label is not None)
         or (relabels and not _below(label, classes))
     ):
-        raise DatasetError(f"{path} holds something that is no decision, {entry!r}; export it on the review page")
+        raise DatasetError(
+            f"{path} holds something that is no decision, {repr(entry)[:200]}; export it on the review page"
+        )
     if int(labels[index]) != given:
         raise DatasetError(
             f"{path} was made when sample {index} was labelled {given}, and now it is {int(labels[index])}; review again"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffin import vectors
+from diffin import checked, vectors
 from diffin.actions.delete.membership import Floats, area_under_curve, population_scores
 from diffin.errors import DiffinError, TaskError
 from diffin.sources import Source
@@ -86,16 +86,32 @@ class Certificate:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            DiffinError: a field is missing.
+            DiffinError: a field is missing, or of another type.
         """
         try:
-            models = {
-                name: Certified(**{**model, "on": {s: Measured(**m) for s, m in model["on"].items()}})
-                for name, model in content["models"].items()
-            }
-            return Certificate(models, content["regime"], content["seconds"], content["settings"])
-        except (KeyError, TypeError, AttributeError) as error:
+            models = checked.mapping(content, "models")
+            found = {name: _certified(checked.mapping(models, name)) for name in models}
+            for name in ("original", "deleted"):
+                checked.entry(checked.entry(models, name)["on"], "forgotten")
+            checked.each(content, "seconds", checked.real)
+            regime, settings = checked.mapping(content, "regime"), checked.mapping(content, "settings")
+            return Certificate(found, regime, checked.mapping(content, "seconds"), settings)
+        except (TypeError, ValueError) as error:
             raise DiffinError(f"the certificate is not one of diffin delete ({error}); delete again") from error
+
+
+def _certified(content: Mapping[str, Any]) -> Certified:
+    """The inverse of ``asdict``, up to numbers that are not finite: those are ``None``."""
+    on = checked.mapping(content, "on")
+    for name in content:
+        if name != "on":
+            checked.optional(content, name, checked.real)
+    for name in on:
+        measured = checked.mapping(on, name)
+        checked.whole(measured, "samples")
+        for field_name in ("loss", "accuracy"):
+            checked.optional(measured, field_name, checked.real)
+    return Certified(**{**content, "on": {name: Measured(**measured) for name, measured in on.items()}})
 
 
 def _plain(value: Any) -> Any:

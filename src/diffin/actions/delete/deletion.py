@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from diffin import reading
 from diffin.actions.delete.certificate import Certificate
 from diffin.errors import DiffinError
 from diffin.files import read_json, write_atomically, write_json
+from diffin.parameters.influence import sample_indices
 from diffin.sources import Indices
 
 _FORMAT = 1
@@ -83,11 +83,12 @@ class Deletion:
         folder = Path(folder)
         try:
             content = read_json(folder / _CERTIFICATE)
-            state, samples = load_file(folder / _MODEL), load_file(folder / _SAMPLES)["samples"]
+            state = reading.tensors(folder / _MODEL)
+            samples = sample_indices(reading.tensors(folder / _SAMPLES).get("samples"))
         except FileNotFoundError as error:
             raise DiffinError(f"{folder} holds no deletion ({error.filename} is missing); run delete again") from None
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError) as error:
             raise DiffinError(f"{folder} holds no deletion ({error}); run delete again") from error
         if content.pop("format", None) != _FORMAT:
             raise DiffinError(f"{folder} was written by another version of diffin; run delete again")
-        return cls(state, samples.numpy().astype(np.int64), Certificate.of_json(content))
+        return cls(state, samples, Certificate.of_json(content))

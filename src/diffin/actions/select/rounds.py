@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffin import reading
 from diffin.actions.select.selection import Cost
 from diffin.errors import ScoringError
-from diffin.files import write_atomically
+from diffin.files import parse_json, write_atomically
 from diffin.scoring.columns import Floats
 from diffin.sources import Indices
 
@@ -86,8 +86,7 @@ class Rounds:
 
     def _read(self, path: Path) -> Standing:
         try:
-            with np.load(path) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = reading.arrays(path)
             cost = arrays["cost"]
             standing = Standing(
                 rounds=int(path.stem.partition("-")[2]),
@@ -100,7 +99,7 @@ class Rounds:
                 cost=Cost(int(cost[0]), float(cost[1]), float(cost[2])),
             )
             question = str(arrays["question"])
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, ValueError, TypeError, IndexError, OverflowError) as error:
             raise ScoringError(f"{path} is damaged ({error}); select again with resume=False") from error
         if question != self._question:
             raise ScoringError(
@@ -111,6 +110,11 @@ class Rounds:
 
 
 def _difference(there: str, asked: str) -> str:
-    old, new = json.loads(there), json.loads(asked)
+    try:
+        old, new = parse_json(there), json.loads(asked)
+    except ValueError:
+        old = None
+    if not isinstance(old, dict):
+        return "what it asks cannot be read"
     names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     return "; ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Subset
 
+from diffin import checked, reading
 from diffin.errors import DiffinError, ScoringError
 from diffin.files import read_json, write_atomically, write_json
 from diffin.scoring.columns import Floats
@@ -140,9 +141,6 @@ class Selection:
         Raises:
             ScoringError: there is none, or it is damaged.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         folder = Path(path)
         try:
             manifest = read_json(folder / MANIFEST)
@@ -150,14 +148,15 @@ class Selection:
             raise ScoringError(
                 f"{path} holds no selection ({MANIFEST} is missing); pass the output of diffin.select"
             ) from None
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise ScoringError(f"{folder / MANIFEST} is damaged ({error}); select again with resume=False") from error
         try:
-            table = pq.read_table(folder / TABLE)
-            kept = tuple(_read(table, float(fraction)) for fraction in manifest["fractions"])
-            cost = Cost(**manifest["cost"])
-            return cls(manifest["method"], int(manifest["size"]), kept, cost, manifest["details"])
-        except (OSError, KeyError, TypeError, pa.ArrowException) as error:
+            size = checked.whole(manifest, "size")
+            kept = _read(folder / TABLE, checked.each(manifest, "fractions", checked.real), size)
+            cost = _cost(checked.mapping(manifest, "cost"))
+            details = checked.mapping(manifest, "details")
+            return cls(checked.text(manifest, "method"), size, kept, cost, details)
+        except (OSError, ValueError) as error:
             raise ScoringError(
                 f"the selection in {path} is damaged ({error}); select again with resume=False"
             ) from error
@@ -175,12 +174,32 @@ def _column(fraction: float) -> str:
     return f"weight_{fraction:g}"
 
 
-def _read(table: Any, fraction: float) -> Kept:
+def _read(file: Path, fractions: Sequence[float], size: int) -> tuple[Kept, ...]:
+    """What is kept at each share.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or of another number of samples.
+    """
     import pyarrow as pa
 
-    weights = table.column(_column(fraction)).cast(pa.float64()).to_numpy()
-    indices = np.flatnonzero(~np.isnan(weights)).astype(np.int64)
-    return Kept(fraction, indices, weights[indices])
+    if not all(0 < fraction <= 1 for fraction in fractions) or list(fractions) != sorted(set(fractions)):
+        raise ValueError(f"its fractions, {list(fractions)[:5]}, are no ascending shares")
+    columns = dict.fromkeys([_column(fraction) for fraction in fractions], pa.float64())
+    table = reading.table(file, {"index": pa.int64(), **columns})
+    if table.num_rows != size or not np.array_equal(table.column("index").to_numpy(), np.arange(table.num_rows)):
+        raise ValueError(f"it does not hold {size} samples in order")
+    kept = []
+    for fraction in fractions:
+        weights = table.column(_column(fraction)).to_numpy()
+        indices = np.flatnonzero(~np.isnan(weights)).astype(np.int64)
+        kept.append(Kept(fraction, indices, weights[indices]))
+    return tuple(kept)
+
+
+def _cost(content: Mapping[str, Any]) -> Cost:
+    seconds = (checked.real(content, f"{name}_seconds") for name in ("training", "scoring"))
+    return Cost(checked.whole(content, "trainings"), *seconds)
 
 
 def ascending(fractions: float | Sequence[float]) -> tuple[float, ...]:
