@@ -115,7 +115,7 @@ def test_mistakes_are_told_before_anything_is_computed(folder: Path) -> None:
         with pytest.raises(DiffinError, match="is not empty"):
             call(command, folder, "-o", output, "--from", folder / "images", "--apply", folder / "run")
         write_images(folder / "fewer", np.zeros(5, dtype=int).tolist())
-        with pytest.raises(DiffinError, match="holds 5 samples, and the problem trains on 90"):
+        with pytest.raises(DiffinError, match="holds 5 samples, and not the 90"):
             call(command, folder, "-o", output, "--from", folder / "fewer", "--apply", folder / "out")
     assert not output.exists()
     assert not (folder / "out").exists()

@@ -27,6 +27,7 @@ def storm(*arguments: object) -> list[str]:
     return [line[1] for line in rows]
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_are_killed_and_the_same_command_goes_on():
     assert storm("--engine", "torchrun", "--kills", 1, "--samples", 1200, "--seed", 1)
 

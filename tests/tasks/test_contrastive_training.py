@@ -177,6 +177,7 @@ def digit_training(path: Path, batch_size: int, steps: int) -> tuple[Contrastive
     return task, record(path, task, train, steps=steps, batch_size=batch_size, checkpoints=8, optimizer=optimizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("propagation", "least"), [("steps", 0.9), ("segments", 0.85)])
 def test_unrolled_ranks_pairs_as_replay_does(propagation: Any, least: float, tmp_path: Path) -> None:
     train, query = digits()

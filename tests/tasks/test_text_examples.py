@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "text" / "reviews.py"
 
 
+@pytest.mark.slow
 def test_the_example_trains_records_scores_and_shows_reviews(tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLE, "--train", "160", "--made-up"]
     # So small a model is fastest on one thread, and leaves the other cores to the other tests.
