@@ -44,6 +44,9 @@ DEFAULT = (
     "transformer+flips",
     "cnn-sgd-group-gelu+flips",
     "cnn-sgd-plain-relu+flips",
+    "logistic",
+    "cnn-sgd-plain-gelu",
+    "transformer",
 )
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "accuracy-tables.md"
 README = Path(__file__).resolve().parents[2] / "README.md"
