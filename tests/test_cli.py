@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import yaml
 from torch.utils.data import TensorDataset
 
 import diffin
+from command_line import run_here
+from diffin.cli.main import PANELS
 from diffin.cli.options import as_options
 from training import record
 
@@ -46,6 +49,10 @@ def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "diffin", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1", "TERM": "dumb", "NO_COLOR": "1"}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment, check=False)
+
+
+def name_of(command: Callable[..., None]) -> str:
+    return command.__name__.rstrip("_")
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +146,18 @@ def test_diagnose_checks_forecasts_and_says_what_stands_in_the_way(folder: Path)
         (("demo", "-o", "."), "something other than an earlier demo"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_no_traceback(folder: Path, arguments: tuple[str, ...], said: str) -> None:
-    done = run(*arguments, cwd=folder)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_mistake_is_one_sentence_and_no_traceback(
+    folder: Path,
+    arguments: tuple[str, ...],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = run_here(*arguments, cwd=folder, monkeypatch=monkeypatch)
+    told = capsys.readouterr().err
+    assert code == 2
+    assert said in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.parametrize(
@@ -168,11 +182,12 @@ def test_a_mistake_in_the_problem_file_is_shown_where_it_is(folder: Path) -> Non
     assert "undefined_name" in done.stderr
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("score",), ("report",), ("diagnose",)])
-def test_every_command_explains_itself(command: tuple[str, ...], tmp_path: Path) -> None:
-    done = run(*command, "--help", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "Usage" in done.stdout
+@pytest.mark.parametrize("command", [(), *((name,) for names in PANELS.values() for name in map(name_of, names))])
+def test_every_command_explains_itself(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here(*command, "--help", cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert "Usage" in capsys.readouterr().out
 
 
 def test_without_a_command_the_help_is_shown_and_the_version_on_request(tmp_path: Path) -> None:

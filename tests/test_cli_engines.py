@@ -12,6 +12,7 @@ import pytest
 from torch.utils.data import TensorDataset
 
 import diffin
+from command_line import run_here
 from training import record
 
 PROBLEM = """
@@ -110,11 +111,14 @@ def test_samples_that_cannot_be_read_are_counted_and_the_code_is_3(folder):
     ],
     ids=str,
 )
-def test_what_makes_no_sense_is_one_sentence(folder, arguments, said):
-    done = run("problem.py", "run", "-o", "refused", *arguments, cwd=folder)
-    assert done.returncode == 2
-    assert said in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
+def test_what_makes_no_sense_is_one_sentence(folder, arguments, said, monkeypatch, capsys):
+    code = run_here(
+        "score", "problem.py", "run", "-o", "refused", *ASKED, *arguments, cwd=folder, monkeypatch=monkeypatch
+    )
+    told = capsys.readouterr().err
+    assert code == 2
+    assert said in " ".join(told.split())
+    assert "Traceback" not in told
 
 
 @pytest.mark.slow
