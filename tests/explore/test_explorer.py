@@ -151,6 +151,8 @@ def test_the_command_serves_until_it_is_interrupted(explored: Explored, tmp_path
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, *map(str, given)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "COLUMNS": "200"},
+        # Tests that run in the background of a shell are deaf to it, and so would be what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     line = process.stdout.readline()
