@@ -66,29 +66,32 @@ class Measuring:
     def _table(self, rows: Rows | None, number: int, stop: int | None) -> pa.Table:
         """The table of a part, with a row for every sample of it that could not be read."""
         manifest = self.manifest
-        if stop is not None:
-            first = number * manifest.part_rows
-            rows = self._filled(rows, first, min(first + manifest.part_rows, stop))
-        assert rows is not None  # without a known end, a part is there because rows of it are
+        rows = self._filled(rows, number * manifest.part_rows, stop)
         keys = self.source.keys(rows.index) if manifest.keyed else None
         return to_table(rows, manifest.steps, manifest.terms, keys=keys, failures=self.source.failures)
 
-    def _filled(self, rows: Rows | None, first: int, last: int) -> Rows:
-        expected = np.arange(first, last, dtype=np.int64)
-        found = expected[:0] if rows is None else rows.index
-        missing = np.setdiff1d(expected, found)
+    def _filled(self, rows: Rows | None, first: int, stop: int | None) -> Rows:
+        """The rows of a part, and empty ones for the samples of it that were left out."""
+        last = first + self.manifest.part_rows
+        found = np.empty(0, dtype=np.int64) if rows is None else rows.index
+        if stop is None:
+            # Where nobody knows how many there are, only what is known to be missing can be.
+            left_out = [index for index in self.source.failures if first <= index < last]
+            missing = np.setdiff1d(np.array(left_out, dtype=np.int64), found)
+        else:
+            last = min(last, stop)
+            missing = np.setdiff1d(np.arange(first, last, dtype=np.int64), found)
         for index in missing.tolist():
             if index not in self.source.failures:
                 raise DatasetError(
                     f"the dataset ended after {index} samples and should hold at least {last}; pass one whose length "
                     "does not change"
                 )
-        if not len(missing):
-            assert rows is not None  # no part is empty
+        if rows is not None and not len(missing):
             return rows
         nothing = np.full((len(missing), len(self.manifest.steps)), np.nan)
         lacking = Rows(missing, nothing, nothing)
-        return _ascending([lacking] if rows is None else [rows, lacking])
+        return lacking if rows is None else _ascending([rows, lacking])
 
 
 def _by_part(measured: Iterable[Rows], part_rows: int, stop: int | None) -> Iterator[Rows]:
@@ -98,6 +101,8 @@ def _by_part(measured: Iterable[Rows], part_rows: int, stop: int | None) -> Iter
     for rows in measured:
         # Samples that are there as company of others have no index.
         own = rows if (rows.index >= 0).all() else rows.at(np.flatnonzero(rows.index >= 0))
+        if not len(own.index):
+            continue
         number = own.index[0] // part_rows
         if pending and pending[0].index[0] // part_rows != number:
             yield _ascending(pending)
