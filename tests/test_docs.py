@@ -27,7 +27,8 @@ ELSEWHERE = {
     "cluster.md": "scoring/test_engines.py",
     "explore.md": "explore",
 }
-SLOW = ("tutorials",)
+SLOW = ("tutorials", "cleaning", "deletion", "selection")
+"""Folders and pages."""
 MOST_NOT_RUN = 8
 
 PROBLEM = """
@@ -138,7 +139,9 @@ def pages() -> list[Any]:
     ]
     slow = pytest.mark.slow
     return [
-        pytest.param(page, id=str(page.relative_to(ROOT)), marks=[slow] if page.parent.name in SLOW else [])
+        pytest.param(
+            page, id=str(page.relative_to(ROOT)), marks=[slow] if {page.parent.name, page.stem} & set(SLOW) else []
+        )
         for page in names
     ]
 
