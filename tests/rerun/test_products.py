@@ -56,8 +56,9 @@ def test_gradients_that_are_not_kept_are_computed_again(tmp_path: Path, monkeypa
 
     def influence() -> list[float]:
         scores = diffin.score(
-            task, trajectory, training.train, query=training.query, estimator=estimator, progress=False
-        )
+            task, trajectory, training.train, query=training.query, estimator=estimator, derivatives="forward",
+            progress=False,
+        )  # fmt: skip
         return scores.influence.tolist()
 
     before = influence()
