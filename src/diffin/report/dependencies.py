@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from types import ModuleType
 
-from diffin.errors import MissingDependencyError
+from diffin.dependencies import required
 
 
 def require(name: str) -> ModuleType:
@@ -14,12 +13,4 @@ def require(name: str) -> ModuleType:
     Raises:
         MissingDependencyError: its package is not installed.
     """
-    package = name.partition(".")[0]
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != package:
-            raise
-        raise MissingDependencyError(
-            f'the report needs {package}, which is not installed: run pip install "diffin[report]"'
-        ) from error
+    return required(name, "the report", "report")
