@@ -11,6 +11,7 @@ from diffin import vectors
 from diffin.derivatives.gradient import SampleSet
 from diffin.derivatives.hessian import HessianProduct
 from diffin.estimators.base import Built, Carried, Run
+from diffin.estimators.growth import Growth
 from diffin.estimators.replay import query_adjoint
 from diffin.estimators.segments import nearest
 from diffin.probes import CheckpointProbes, Probe
@@ -85,6 +86,7 @@ def walk(
     until = ranges[pending[-1]][1]
     later = chosen[len(pending) :]
     adjoints: list[Adjoint] = []
+    growth = Growth(hessian)
     if later:
         adjoints = [adjoint.to(rerun.loss.device) for adjoint in unpack(built.carried(later[0]))]
     bar.advance(2 * (trajectory.total_steps - until))
@@ -92,9 +94,14 @@ def walk(
     state: Mapping[str, Tensor] = {}
     keep = hessian != "exact" or rerun.shared
     with rerun.entered():
+        if later:  # What has grown so far has grown since the end.
+            end = rerun.state(trajectory.stored[-1])
+            growth.look(trajectory.total_steps, [query_adjoint(rerun, end, query) for query in queries])
+            growth.look(until, adjoints)
         for stretch in backwards(rerun, until=until, keep_gradients=keep, advance=bar.advance):
             if not adjoints:
                 adjoints = [query_adjoint(rerun, stretch.end, query) for query in queries]
+                growth.look(until, adjoints)
             gradients = stretch.end.gradients
             for at in stretch.states:
                 adjoints, directions = _step_back(rerun, at, adjoints, gradients, hessian)
@@ -105,6 +112,7 @@ def walk(
                 if at.step == pending[-1]:
                     state = {**rerun.loss.rest, **at.parameters, **at.buffers}
                 if at.step == ranges[pending[-1]][0]:
+                    growth.look(at.step, adjoints)
                     gathered = [{name: total[name] for name in run.names} for total in totals]
                     yield Block(pending.pop(), dict(state), gathered, adjoints)
                     totals = [vectors.zeros_like(rerun.loss.parameters) for _ in queries]
