@@ -97,6 +97,8 @@ def main() -> None:
                 f"plain inference, {states} states", f"{plain:.1f}", f"{few / plain:,.0f}", "1", "", "", f"{few:,}"
             )
             ratio = few / plain / rate
+            told = f"{name}: {ratio:.2f} times plain inference, {rate:,.0f} samples a second, {early:.0f} and {peak:.0f} MiB"
+            print(told, file=sys.stderr)  # an hour each: worth knowing before the table is whole
             table.add(
                 f"scoring, {name}", f"{seconds:.1f}", f"{rate:,.0f}", f"{ratio:.2f}", f"{early:.0f}", f"{peak:.0f}",
                 f"{len(scores):,}",
