@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 import diffin
 from command_line import run_here
 from diffin.cli.main import PANELS
-from diffin.cli.options import as_options
+from diffin.cli.wording import as_options
 from training import record
 
 PROBLEM = '''

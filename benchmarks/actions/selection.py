@@ -148,7 +148,7 @@ class Cells:
         pool = self.pool
         # A folder of its own for what is resumed by round; scores of the whole training are shared by all shares.
         place = self.folder / ("balanced" if balanced else "unbalanced") / f"{name}{cut if cut is not None else ''}"
-        whole = diffin.Trajectory.open(self.folder / "whole")
+        whole = None if name == "iterated" else diffin.Trajectory.open(self.folder / "whole")
         return select(
             pool.task(), pool.train, fractions=fraction, method=name, trajectory=whole, query=pool.query, fit=pool.fit,
             seed=100 * self.seed + number, class_balanced=balanced, cut=cut, output=None if name == "random" else place,

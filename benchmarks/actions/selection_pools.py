@@ -15,22 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from noise import corrupt
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-import diffin
 from diffin.tasks import Classification
 
 _BENCHMARKS = Path(__file__).resolve().parents[1]
 sys.path[1:1] = [str(_BENCHMARKS), str(_BENCHMARKS / "accuracy")]
 
-Indices = npt.NDArray[np.int64]
-
-_CHECKPOINTS = 10
+from trained_pools import Indices, TrainedPool, Training  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ RECIPES = {
 QUICK_POOL = 4_000
 
 
-class Pool:
+class Pool(TrainedPool[nn.Module]):
     """A pool with its labels as given, the query, the test set and the training.
 
     Args:
@@ -73,6 +69,8 @@ class Pool:
         seed: of the samples, the noise and, with a number of its own, every training.
         quick: fewer samples and steps.
     """
+
+    checkpoints = 10
 
     def __init__(self, name: str, noise: str, seed: int, *, quick: bool = False) -> None:
         self.name, self.recipe = name, RECIPES[name]
@@ -102,33 +100,27 @@ class Pool:
         """With a network whose parameters mean nothing: those of a trajectory take their place."""
         return Classification(self.network(0))
 
-    def fit(self, indices: Indices, folder: Path | None, seed: int) -> nn.Module:
-        """Train on some of the pool for the fixed number of steps, and record it unless ``folder`` is ``None``."""
+    def training(self, indices: Indices, seed: int) -> Training[nn.Module]:
+        """By batches of passes over what is kept; what is left of a pass is dropped."""
         model = self.network(seed)
         optimizer = self._optimizer(model)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        recorder = None
-        if folder is not None:
-            recorder = diffin.Recorder(
-                folder, model, optimizer, dataset_size=len(self.train), total_steps=self.steps, checkpoints=_CHECKPOINTS
-            )
         generator = np.random.default_rng(seed)
         batch_size = min(self.recipe.batch_size, len(indices))
         order: Indices = np.zeros(0, dtype=np.int64)
-        for _ in range(self.steps):
+
+        def batch() -> Tensor:
+            nonlocal order
             if len(order) < batch_size:
                 order = generator.permutation(indices)
-            batch, order = torch.from_numpy(order[:batch_size]), order[batch_size:]
+            taken, order = torch.from_numpy(order[:batch_size]), order[batch_size:]
+            return taken
+
+        def loss(batch: Tensor) -> Tensor:
             inputs, labels = self.train[batch]
-            F.cross_entropy(model(inputs), labels).backward()
-            optimizer.step()
-            if recorder is not None:
-                recorder.step(batch)
-            scheduler.step()
-            optimizer.zero_grad()
-        if recorder is not None:
-            recorder.close()
-        return model
+            return F.cross_entropy(model(inputs), labels)
+
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        return Training(model, optimizer, scheduler, loss, batch)
 
     def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         rate, decay = self.recipe.learning_rate, self.recipe.weight_decay

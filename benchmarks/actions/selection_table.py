@@ -8,28 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
+from over_shares import Cells, Picture, interval, names_of, shares_of
 from table import Table, machine
 
-Cells = Mapping[str, Mapping[Any, Any]]
-"""By seed: what was found, by (method, share), and under ``"everything"`` for all of the data."""
-
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _RIGHT = 760, 420, 56, 34, 40, 130
-_COLOURS = (
-    "#d1495b",
-    "#00798c",
-    "#edae49",
-    "#30638e",
-    "#7b9e87",
-    "#8f5da2",
-    "#b0785a",
-    "#5b5f97",
-    "#c58882",
-    "#3d5a40",
-)
 _DRAWN = ("iterated", "random", "influence", "moso", "ccs", "moderate", "k-center", "aum", "el2n", "diverse")
 
 
@@ -44,7 +28,7 @@ def _table(name: str, noise: str, cells: Cells) -> str:
     seconds = float(np.mean([one["everything"]["training_seconds"] for one in cells.values()]))
     title = (
         f"{name}, {noise}: test accuracy in % at each share kept, {len(cells)} seed{'s' * (len(cells) > 1)}; all of the "
-        f"data: {_interval(whole)}; one training: {seconds:.1f} s"
+        f"data: {interval(whole)}; one training: {seconds:.1f} s"
     )
     headings = (*(f"{share:.0%}" for share in shares), "mean - random", "wrong kept", "trainings", "seconds")
     table = Table(title, "method", *headings)
@@ -57,8 +41,8 @@ def _table(name: str, noise: str, cells: Cells) -> str:
         own = [one[method, share] for one in cells.values() for share in shares if (method, share) in one]
         table.add(
             method,
-            *(_interval(_of(cells, method, share)) for share in shares),
-            _interval(over_random, signed=True),
+            *(interval(_of(cells, method, share)) for share in shares),
+            interval(over_random, signed=True),
             f"{100 * np.mean([cell['wrong'] for cell in own]):.1f} %",
             f"{np.mean([cell['trainings'] for cell in own]):.0f}",
             # What several shares go by is found once, for the first of them.
@@ -70,13 +54,8 @@ def _table(name: str, noise: str, cells: Cells) -> str:
 def methods_of(cells: Cells) -> list[str]:
     """Those of which anything is there, best mean over shares first."""
     shares = shares_of(cells)
-    names = {key[0] for one in cells.values() for key in one if key != "everything"}
-    means = {name: np.mean([np.mean(_of(cells, name, share) or [0]) for share in shares]) for name in names}
-    return sorted(names, key=lambda name: -means[name])
-
-
-def shares_of(cells: Cells) -> list[float]:
-    return sorted({key[1] for one in cells.values() for key in one if key != "everything"})
+    means = {name: np.mean([np.mean(_of(cells, name, share) or [0]) for share in shares]) for name in names_of(cells)}
+    return sorted(means, key=lambda name: -means[name])
 
 
 def _of(cells: Cells, method: str, share: float) -> list[float]:
@@ -88,21 +67,6 @@ def _mean(cell: Mapping[str, Any]) -> float:
     return float(np.mean([result["accuracy"] for result in cell["results"]]))
 
 
-def half_width(values: list[float]) -> float | None:
-    """Of the 95 % interval of the mean over seeds, by Student's t; ``None`` for one seed."""
-    if len(values) < 2:
-        return None
-    return float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
-def _interval(values: list[Any], *, signed: bool = False) -> str:
-    if not values:
-        return "-"
-    half = half_width(values)
-    mean = f"{100 * np.mean(values):{'+' if signed else ''}.2f}"
-    return mean if half is None else f"{mean} ± {100 * half:.2f}"
-
-
 def draw(title: str, cells: Cells) -> str:
     """Accuracy over shares, as SVG: a line for each method, a dashed one for all of the data."""
     shares = shares_of(cells)
@@ -112,35 +76,6 @@ def draw(title: str, cells: Cells) -> str:
         if name in methods_of(cells)
     }
     whole = 100 * float(np.mean([_mean(one["everything"]) for one in cells.values()]))
-    top = max(whole, *(np.nanmax(line) for line in lines.values())) + 0.5
     # What falls far below random would press everything else together.
     bottom = min(lines.get("random", [whole - 10])) - 6
-    right, low = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-
-    def at(share: float, accuracy: float) -> tuple[float, float]:
-        along = (share - shares[0]) / max(shares[-1] - shares[0], 1e-9)
-        up = (max(accuracy, bottom) - bottom) / (top - bottom)
-        return _LEFT + along * (right - _LEFT), low - up * (low - _TOP)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<text x="{_LEFT}" y="18" font-size="14">{title}: test accuracy (%) over the share kept</text>',
-    ]
-    for share in shares:
-        x = at(share, bottom)[0]
-        parts.append(f'<text x="{x:.0f}" y="{low + 18}" text-anchor="middle">{share:.0%}</text>')
-    for accuracy in np.arange(np.ceil(bottom), top, max(1, round((top - bottom) / 8))):
-        y = at(shares[0], accuracy)[1]
-        parts.append(f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{accuracy:.0f}</text>')
-    y = at(shares[0], whole)[1]
-    parts.append(f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#555" stroke-dasharray="5 4"/>')
-    for number, (name, line) in enumerate(lines.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        points = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in zip(shares, line, strict=True))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{right + 12}" y="{_TOP + 12 + 17 * number}" fill="{colour}">{name}</text>')
-    last = _TOP + 12 + 17 * len(lines)
-    parts.append(f'<text x="{right + 12}" y="{last}" fill="#555">all (dashed)</text></svg>')
-    return "\n".join(parts)
+    return Picture(f"{title}: test accuracy (%) over the share kept", shares, lines, whole, bottom).svg()

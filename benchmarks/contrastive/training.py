@@ -25,11 +25,10 @@ sys.path[1:1] = [str(_HERE), str(_HERE.parents[0])]
 
 from models import clip, tokens  # noqa: E402
 
-import diffin  # noqa: E402
 from data import Pairs, pairs  # noqa: E402
 from diffin.tasks.contrastive import Contrastive, TwoTowers  # noqa: E402
+from trained_pools import Indices, TrainedPool, Training  # noqa: E402
 
-Indices = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 CUTOFFS = (1, 5, 10)
@@ -62,7 +61,7 @@ class Recipe:
     checkpoints: int = 12
 
 
-class Pool:
+class Pool(TrainedPool[TwoTowers]):
     """Pairs to select from, the query and the test sets, and the training.
 
     Args:
@@ -80,6 +79,7 @@ class Pool:
 
     def __init__(self, seed: int, recipe: Recipe | None = None, mismatched: float = 0.0) -> None:
         self.seed, self.recipe = seed, recipe or Recipe()
+        self.steps, self.checkpoints = self.recipe.steps, self.recipe.checkpoints
         everything = pairs()
         parts = _split(everything, seed, self.recipe.query)
         self.positions, self.sources = parts["train"], everything.sources[parts["train"]]
@@ -90,15 +90,12 @@ class Pool:
         self.query = _dataset(np.concatenate([parts["query emoji"], parts["query clipart"]]))
         self.tests = {name: _dataset(parts[name]) for name in ("emoji", "clipart")}
 
-    def __len__(self) -> int:
-        return len(self.train)
-
     def task(self) -> Contrastive:
         """With a freshly drawn model."""
         return Contrastive(clip(), group_size=self.recipe.group)
 
-    def fit(self, indices: Indices, folder: Path | None, seed: int) -> TwoTowers:
-        """Train on some of the pool for the fixed number of steps, and record it unless ``folder`` is ``None``."""
+    def training(self, indices: Indices, seed: int) -> Training[TwoTowers]:
+        """By full batches in each of which no pair comes twice."""
         recipe = self.recipe
         torch.manual_seed(seed)
         task = self.task()
@@ -110,28 +107,8 @@ class Pool:
             weight_decay=recipe.weight_decay,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(recipe))
-        recorder = None
-        if folder is not None:
-            recorder = diffin.Recorder(
-                folder,
-                model,
-                optimizer,
-                dataset_size=len(self),
-                total_steps=recipe.steps,
-                checkpoints=recipe.checkpoints,
-            )
         order = _Order(indices, recipe.group, seed)
-        for _ in range(recipe.steps):
-            batch = order.next()
-            task.losses(self.train[batch]).mean().backward()
-            optimizer.step()
-            if recorder is not None:
-                recorder.step(batch)
-            scheduler.step()
-            optimizer.zero_grad()
-        if recorder is not None:
-            recorder.close()
-        return model
+        return Training(model, optimizer, scheduler, lambda batch: task.losses(self.train[batch]).mean(), order.next)
 
     def retrieval(self, model: TwoTowers) -> dict[str, dict[str, float]]:
         """R@1, R@5 and R@10 on each test set, and their mean over both."""

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from diffin.batches import digest
 from diffin.errors import DatasetError, DiffinError
 from diffin.sources import Source
 from diffin.task import Task
 from diffin.trajectory import Trajectory
+
+_DIGESTED = 4096
+"""Elements of each tensor of a state that tell it from others."""
+
+
+def end_of(trajectory: Trajectory) -> str:
+    """Tells one recorded training from another, by its last state."""
+    return digest((trajectory.final or trajectory.stored[-1]).state, most=_DIGESTED)
 
 
 def check_run(task: object, trajectory: object, train: Source) -> None:

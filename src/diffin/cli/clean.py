@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 import diffin
+from diffin.actions.checks import end_of
 from diffin.actions.clean import Suspects, cleaned, read_decisions, write_cleaned
 from diffin.actions.clean import clean as run_clean
 from diffin.actions.clean.suspects import MANIFEST
@@ -18,8 +19,11 @@ from diffin.cli.options import ProblemFile, Quiet, RunFolder, trained, whole
 from diffin.cli.terminal import console, plain
 from diffin.errors import DiffinError, MissingDependencyError
 from diffin.export import Chosen, export
+from diffin.provenance import FILE_NAME as RUN_FILE
 from diffin.provenance import write_run_file
 from diffin.report.review import Doubt, write_review
+from diffin.sample import Sample
+from diffin.sources import open_source
 from diffin.tasks import Classification
 
 REVIEW, CLEANED = "review.html", "cleaned.parquet"
@@ -72,8 +76,9 @@ def clean(
     Example: `diffin clean problem.py runs/a -o suspects`, then open `suspects/review.html`, decide by keyboard, export, and
     `diffin clean problem.py runs/a -o suspects --decisions decisions.json`. `cleaned.parquet` holds what is left: index and
     label. With `--apply data/clean --from data/train`, the data themselves are written without the rest, those that a person
-    relabelled under their new label. With either option, suspects that are in the folder already are not computed again.
-    Forward passes only; a run with checkpoints from its first epochs tells most.
+    relabelled under their new label. With either option, suspects that are in the folder already are not computed again; nor
+    does the same command compute them again after it was killed. Forward passes only; a run with checkpoints from its first
+    epochs tells most.
     """
     asked = diffin.load_problem(problem)
     if not 0 <= threshold <= 1:
@@ -82,15 +87,19 @@ def clean(
         raise DiffinError(f"--trust-query: {problem} has no query; give its Problem samples whose labels are right")
     data = opened(length_of(asked), apply, source, label_column, hard_link)
     start = time.perf_counter()
-    there = not overwrite and (output / MANIFEST).exists()
-    if there and (evidence or trust_query or self_influence or (decisions is None and apply is None)):
-        raise DiffinError(
-            f"--output {output} holds suspects already; pass --overwrite to compute them again, or another"
-        )
     if decisions is not None and not decisions.is_file():
         raise DiffinError(f"--decisions {decisions}: there is no such file; export it on the review page")
-    if there:
+    if not overwrite and (output / MANIFEST).exists():
         found = Suspects.open(output)
+        # Written last: without it, the run that computed them was killed, and all but the suspects is made now.
+        finished = (output / RUN_FILE).exists()
+        acted_on = decisions is not None or apply is not None
+        if finished and (evidence or trust_query or self_influence or not acted_on):
+            raise DiffinError(
+                f"--output {output} holds suspects already; pass --overwrite to compute them again, or another"
+            )
+        if not finished and not acted_on:
+            _refuse_others(found, output, asked, trained(asked, run), evidence, trust_query, self_influence)
     else:
         found = run_clean(
             asked.task, trained(asked, run), asked.train, query=asked.query if trust_query else None,
@@ -98,8 +107,9 @@ def clean(
             batch_size="auto" if batch_size == "auto" else whole("--batch-size", batch_size),
             collate=asked.collate, workers=workers, progress=not quiet,
         )  # fmt: skip
+        for name in (REVIEW, CLEANED, RUN_FILE):
+            (output / name).unlink(missing_ok=True)  # They are of other suspects.
         found.save(output, overwrite=overwrite)
-    write_run_file(output, "clean", context.params)
     decided = (
         []
         if decisions is None
@@ -115,14 +125,38 @@ def clean(
         soft_wrap=True,
     )
     _print_doubted(found, doubted[:_SHOWN].tolist(), names)
-    if overwrite:
-        (output / REVIEW).unlink(missing_ok=True)  # It shows other suspects.
     if len(doubted) and decisions is None:
         _review(found, doubted[:_MOST_REVIEWED].tolist(), asked, names, output)
     if data is not None and apply is not None:
         chosen = Chosen(len(found), index, found.given, labels)
         export(data, apply, chosen)
         console.print(f"{len(index):,} samples, {len(chosen.relabelled):,} relabelled -> {apply}", soft_wrap=True)
+    write_run_file(output, "clean", context.params)
+
+
+def _refuse_others(
+    found: Suspects,
+    output: Path,
+    asked: diffin.Problem,
+    run: diffin.Trajectory,
+    evidence: list[str] | None,
+    trust_query: bool,
+    self_influence: bool,
+) -> None:
+    """Raise if the suspects that a killed run left are not those that are asked for now."""
+    there = {**found.details, "self_influence": "gradient_norm" in found.signals}
+    now = {
+        "evidence": evidence or "auto",
+        "query": trust_query,
+        "self_influence": self_influence,
+        "run": end_of(run),
+        "train": Sample.of(open_source(asked.train, collate=asked.collate)).digest(),
+    }
+    if any(there.get(name) != value for name, value in now.items()):
+        raise DiffinError(
+            f"--output {output} holds suspects of another run, training set or evidence; pass --overwrite to compute them "
+            "again, or another"
+        )
 
 
 def _class_names(asked: diffin.Problem, classes: int) -> list[str]:
@@ -165,4 +199,4 @@ def _review(found: Suspects, doubted: list[int], asked: diffin.Problem, names: l
     except MissingDependencyError as error:
         console.print(f"No review page: {error}", soft_wrap=True)
         return
-    console.print(f"Decide about them: {page}", soft_wrap=True)
+    console.print(f"[bold]Decide about them:[/] {page.resolve()}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,14 +12,19 @@ from rich.table import Table
 
 import diffin
 from diffin import reading
+from diffin.actions.checks import end_of
 from diffin.actions.delete import Certificate, Deletion, Linearised
 from diffin.actions.delete import delete as run_deletion
-from diffin.actions.delete.deletion import refuse_deletion
-from diffin.cli.options import ProblemFile, Quiet, RunFolder, Seed, Settings, make_estimator, trained
-from diffin.cli.terminal import console, number
+from diffin.actions.delete.deletion import CERTIFICATE, refuse_deletion
+from diffin.cli.options import ProblemFile, Quiet, RunFolder, Seed, make_estimator, trained
+from diffin.cli.terminal import console, counted, number
 from diffin.errors import DiffinError
+from diffin.provenance import FILE_NAME as RUN_FILE
 from diffin.provenance import environment, write_run_file
 from diffin.sources import Indices
+from diffin.sources.base import distinct_indices
+
+PAGE = "certificate.html"
 
 
 def delete(
@@ -43,7 +49,15 @@ def delete(
             "unrolled, replay: the derivative of the training; inverse-hessian: the influence function.",
         ),
     ] = "linearised",
-    settings: Settings = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of the estimator, e.g. --set intervals=20 --set curvature_samples=none, or -e unrolled --set "
+            "propagation=segments. May be repeated.",
+        ),
+    ] = None,
     recovery_steps: Annotated[int, typer.Option(help="Training steps on the rest, afterwards.")] = 0,
     retrain: Annotated[bool, typer.Option("--retrain", help="Also train without the samples, and compare.")] = False,
     shadows: Annotated[
@@ -66,21 +80,52 @@ def delete(
     """
     if output.exists() and not output.is_dir():
         raise DiffinError(f"--output {output} is a file; pass a folder")
-    if not overwrite:
+    # Written last: a deletion without it is that of a run that was killed, and its page is made now.
+    left = not overwrite and (output / CERTIFICATE).exists() and not (output / RUN_FILE).exists()
+    if not (overwrite or left):
         refuse_deletion(output)
     asked = diffin.load_problem(problem)
-    chosen = read_samples(samples)
-    found = run_deletion(
-        asked.task, trained(asked, run), asked.train, chosen, test=asked.query, collate=asked.collate,
-        estimator=_estimator(estimator, settings, seed), recovery_steps=recovery_steps, retrained=retrain,
-        shadows=shadows, force=force, seed=seed, progress=not quiet,
-    )  # fmt: skip
-    found.save(output, overwrite=overwrite)
-    write_run_file(output, "delete", context.params)
+    chosen, trajectory, made = read_samples(samples), trained(asked, run), _estimator(estimator, settings, seed)
+    if left:
+        found = Deletion.open(output)
+        now = {"recovery_steps": recovery_steps, "shadows": shadows, "seed": seed, "run": end_of(trajectory)}
+        _refuse_another(found, output, distinct_indices(chosen, None), made, retrain, now)
+    else:
+        found = run_deletion(
+            asked.task, trajectory, asked.train, chosen, test=asked.query, collate=asked.collate, estimator=made,
+            recovery_steps=recovery_steps, retrained=retrain, shadows=shadows, force=force, seed=seed, progress=not quiet,
+        )  # fmt: skip
+        (output / RUN_FILE).unlink(missing_ok=True)  # It is of another deletion, as is the page.
+        (output / PAGE).unlink(missing_ok=True)
+        found.save(output, overwrite=overwrite)
     _print(found.certificate)
     console.print(f"The model: {output / 'model.safetensors'}", soft_wrap=True)
-    page = _write_page(found, output / "certificate.html", seed)
+    page = _write_page(found, output / PAGE, seed)
     console.print(f"[bold]The certificate:[/] {page.resolve()}", soft_wrap=True)
+    write_run_file(output, "delete", context.params)
+
+
+def _refuse_another(
+    found: Deletion,
+    output: Path,
+    chosen: Indices,
+    made: Linearised | diffin.Estimator | None,
+    retrain: bool,
+    now: dict[str, object],
+) -> None:
+    """Raise if the deletion that a killed run left is not the one that is asked for now."""
+    there = found.certificate.settings
+    made = made or Linearised()
+    described = made.resolved(len(chosen) / there["dataset_size"]) if isinstance(made, Linearised) else made
+    if (
+        not np.array_equal(found.samples, chosen)
+        or there["estimator"] != json.loads(json.dumps(described.describe()))
+        or ("retrained" in found.certificate.models) != retrain
+        or any(there.get(name) != value for name, value in now.items())
+    ):
+        raise DiffinError(
+            f"--output {output} holds another deletion, without its page; pass --overwrite to replace it, or another"
+        )
 
 
 def read_samples(text: str) -> Indices:
@@ -138,7 +183,7 @@ def _estimator(name: str, settings: list[str] | None, seed: int) -> Linearised |
 
 def _print(certificate: Certificate) -> None:
     names = list(certificate.models)
-    table = Table(title=f"{certificate.settings['samples']:,} samples forgotten", title_justify="left")
+    table = Table(title=f"{counted(certificate.settings['samples'], 'sample')} forgotten", title_justify="left")
     table.add_column("")
     for name in names:
         table.add_column(name, justify="right")

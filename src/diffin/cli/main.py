@@ -18,10 +18,10 @@ from diffin.cli.demo import demo
 from diffin.cli.evaluate import evaluate
 from diffin.cli.explore import explore
 from diffin.cli.filter import filter_
-from diffin.cli.options import as_options
 from diffin.cli.rerun import rerun
 from diffin.cli.select import select
 from diffin.cli.terminal import errors, plain
+from diffin.cli.wording import Worded, as_options
 from diffin.errors import DiffinError, ProblemError
 
 app = typer.Typer(
@@ -60,11 +60,9 @@ for panel, commands in PANELS.items():
 
 def main() -> None:
     """Entry point: a mistake of the user is one sentence and exit code 2, not a traceback."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=errors, show_path=False, show_time=False)],
-    )
+    handler = RichHandler(console=errors, show_path=False, show_time=False)
+    handler.setFormatter(Worded("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         app()
     except DiffinError as error:

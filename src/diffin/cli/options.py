@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import Field, fields
 from pathlib import Path
@@ -115,21 +114,3 @@ def whole(option: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise DiffinError(f"{option} {text}: pass a whole number, or 'auto' or 'all' where the help says so") from None
-
-
-_OPTIONS = ("batch_size", "cut", "derivatives", "engine", "orders", "processes")
-
-
-def as_options(message: str) -> str:
-    """A message about arguments of Python, about the options of the command line."""
-
-    def option(match: re.Match[str]) -> str:
-        name, value = match["name"], match["value"]
-        if name in _OPTIONS:
-            return f"--{name.replace('_', '-')} {value}"
-        is_setting = any(name == field.name for kind in ESTIMATORS.values() for field in fields(kind))
-        return f"--set {name}={value}" if is_setting else match[0]
-
-    message = message.replace("resume=False", "--no-resume").replace("pass parameters=None", "leave out --parameters")
-    message = message.replace("force=True", "--force").replace("overwrite=True", "--overwrite")
-    return re.sub(r"(?<=pass )(?P<name>[a-z_]+)='?(?P<value>[a-z0-9.]+)'?", option, message)

@@ -13,8 +13,8 @@ import diffin
 from diffin.actions.select import Iterated, Method, Selection
 from diffin.actions.select import select as run_selection
 from diffin.cli.export import Apply, From, HardLink, LabelColumn, length_of, opened
-from diffin.cli.options import EstimatorName, ProblemFile, Quiet, Settings, make_estimator, trained
-from diffin.cli.terminal import console
+from diffin.cli.options import ProblemFile, Quiet, make_estimator, trained
+from diffin.cli.terminal import console, counted
 from diffin.errors import DiffinError
 from diffin.estimators import ProbingEstimator
 from diffin.export import Chosen, export_parts
@@ -30,9 +30,9 @@ def select(
     run: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RUN]",
+            metavar="RUN",
             help="Recorded training on all of the data, which every method but iterated and random goes by. Without it, "
-            "the problem's fit makes one.",
+            "the problem's fit makes one. Not for iterated, which trains on parts of the data.",
         ),
     ] = None,
     fractions: Annotated[
@@ -53,8 +53,29 @@ def select(
         Literal["training", "query"],
         typer.Option(help="Of iterated: whose loss shall fall, that of the whole training set or of the query."),
     ] = _DEFAULTS.about,
-    estimator: EstimatorName = "auto",
-    estimator_settings: Settings = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust/--no-trust",
+            help="Of iterated: ask less about labels that models not trained on them do not believe.",
+        ),
+    ] = _DEFAULTS.trust,
+    estimator: Annotated[
+        Literal["auto", "unrolled", "diffin", "tracin", "inverse-hessian"],
+        typer.Option(
+            "--estimator",
+            "-e",
+            help="Of iterated: how influence is found, as in `diffin score`. auto: unrolled, by segments.",
+        ),
+    ] = "auto",
+    estimator_settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Of iterated: a setting of the estimator, e.g. -e unrolled --set propagation=steps. May be repeated.",
+        ),
+    ] = None,
     balanced: Annotated[
         bool | None,
         typer.Option(
@@ -92,12 +113,13 @@ def select(
     selection = run_selection(
         asked.task, asked.train, fractions=_shares(fractions), method=method, query=asked.query, fit=asked.fit, seed=seed,
         trajectory=None if run is None else trained(asked, run), class_balanced=balanced, cut=cut, output=output,
-        settings=_iterated(method, rounds, about, estimator, estimator_settings, seed), resume=resume, workers=workers,
+        settings=_iterated(method, rounds, about, trust, estimator, estimator_settings, seed), resume=resume, workers=workers,
         progress=not quiet, collate=asked.collate,
     )  # fmt: skip
     write_run_file(output, "select", context.params)
     console.print(
-        f"{selection.size:,} samples, {len(selection)} shares by {method} in {time.perf_counter() - start:.1f} s -> {output}",
+        f"{selection.size:,} samples, {counted(len(selection), 'share')} by {method} in {time.perf_counter() - start:.1f} s "
+        f"-> {output}",
         soft_wrap=True,
     )
     console.print(_table(selection))
@@ -108,7 +130,7 @@ def select(
         console.print(f"The samples themselves -> {', '.join(str(apply / name) for name in names)}", soft_wrap=True)
     cost = selection.cost
     console.print(
-        f"In all {cost.trainings} trainings; {cost.training_seconds:,.1f} s in those made here, "
+        f"In all {counted(cost.trainings, 'training')}; {cost.training_seconds:,.1f} s in those made here, "
         f"{cost.scoring_seconds:,.1f} s in the rest.",
         soft_wrap=True,
     )
@@ -122,26 +144,33 @@ def _shares(text: str) -> list[float]:
 
 
 def _iterated(
-    method: str, rounds: int, about: Literal["training", "query"], name: str, given: list[str] | None, seed: int
+    method: str,
+    rounds: int,
+    about: Literal["training", "query"],
+    trust: bool,
+    name: str,
+    given: list[str] | None,
+    seed: int,
 ) -> Iterated | None:
     made = make_estimator(name, given, seed)
     if method != "iterated":
-        if made is not None or rounds != _DEFAULTS.rounds or about != _DEFAULTS.about:
-            raise DiffinError(f"--rounds, --about, --estimator and --set are of --method iterated, not of {method}")
+        if made is not None or (rounds, about, trust) != (_DEFAULTS.rounds, _DEFAULTS.about, _DEFAULTS.trust):
+            raise DiffinError(
+                f"--rounds, --about, --no-trust, --estimator and --set are of --method iterated, not of {method}; leave them "
+                "out"
+            )
         return None
     if made is None:
-        return Iterated(rounds=rounds, about=about)
-    if not isinstance(made, ProbingEstimator):
-        raise DiffinError(
-            f"--estimator {name} measures nothing that was not trained on; pass unrolled, diffin or tracin"
-        )
-    return Iterated(rounds=rounds, about=about, estimator=made)
+        return Iterated(rounds=rounds, about=about, trust=trust)
+    assert isinstance(made, ProbingEstimator)  # the option takes no others
+    return Iterated(rounds=rounds, about=about, trust=trust, estimator=made)
 
 
 def _table(selection: Selection) -> Table:
     losses = selection.details.get("held_out_loss", {})
+    judge = "loss on the training set" if selection.details.get("query") is None else "held-out loss"
     table = Table(title="What is kept", title_justify="left")
-    for heading in ("share", "samples", *(["held-out loss: random", "best of the rounds"] if losses else [])):
+    for heading in ("share", "samples", *([f"{judge}: random", "best of the rounds"] if losses else [])):
         table.add_column(heading, justify="right")
     for kept in selection.kept:
         of = losses.get(f"{kept.fraction:g}", [])

@@ -27,6 +27,11 @@ def number(value: float | None, form: str = ".1e") -> str:
     return "-" if value is None else format(value, form)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things, e.g. ``1 share`` or ``2 shares``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def plain(text: str) -> str:
     """Text that rich does not take for markup."""
     return escape(text)

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 
 from diffin.batches import digest, nbytes
 from diffin.derivatives.gradient import SampleSet
@@ -15,12 +14,13 @@ from diffin.errors import DiffinError, EvaluationError, TrajectoryError
 from diffin.estimators.build import query_reader
 from diffin.evaluation.truth import Floats, as_indices
 from diffin.loss_checks import check_losses
+from diffin.losses import losses_at
 from diffin.rerun import Rerun, State
 from diffin.rerun.batches import shuffled_order
 from diffin.sample import Sample
 from diffin.sources import Collate, Indices, open_source
 from diffin.sources.composed import whole
-from diffin.task import PerSampleLoss, Task, frozen
+from diffin.task import PerSampleLoss, Task
 from diffin.trajectory import Trajectory
 
 _BATCH = 256
@@ -101,11 +101,8 @@ class Question:
 
     def losses(self, state: State) -> Floats:
         """The mean loss of the query in evaluation mode, and that of each single sample: Float64[ndarray, "1 + singles"]."""
-        with frozen(self.task.model), torch.no_grad():
-            tensors = {**state.parameters, **{name: t.clone() for name, t in state.buffers.items()}}
-            batches = map(self.loss.to_device, self._query_batches())
-            found = [self.loss(tensors, batch).double().cpu() for batch in batches]
-        losses = torch.cat(found).numpy()
+        tensors = {**state.parameters, **{name: t.clone() for name, t in state.buffers.items()}}
+        losses = losses_at(self.loss, self._query_batches(), at=tensors)
         singles = losses[:0] if self.singles is None else losses[self.singles]
         joined: Floats = np.concatenate([[losses.mean()], singles])
         return joined

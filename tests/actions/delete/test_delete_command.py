@@ -99,3 +99,32 @@ def test_a_file_is_no_folder_for_the_output(tmp_path: Path) -> None:
     arguments = ["problem.py", "run", "--samples", "3", "-o", str(tmp_path / "file")]
     with pytest.raises(DiffinError, match="is a file; pass a folder"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_a_deletion_that_a_killed_run_left_gets_its_page(tmp_path: Path) -> None:
+    trained(tmp_path / "run", clusters(60, 0), network(), steps=40)
+    problem = tmp_path / "problem.py"
+    problem.write_text(textwrap.dedent(PROBLEM.format(tests=str(Path(__file__).parent))))
+    app = typer.Typer()
+    app.command()(delete)
+    out = tmp_path / "out"
+
+    def call(*arguments: str, samples: str = "3,17") -> None:
+        asked = [str(problem), str(tmp_path / "run"), "--samples", samples, "-o", str(out), "-q", "--force", *arguments]
+        done = CliRunner().invoke(app, asked, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+
+    call("--set", "intervals=2")
+    model = (out / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(DiffinError, match="holds a deletion already"):
+        call("--set", "intervals=2")
+    # What a kill between the certificate and its page leaves.
+    for name in ("certificate.html", "run.yaml"):
+        (out / name).unlink()
+    for other, samples in ((("--set", "intervals=3"), "3,17"), (("--set", "intervals=2"), "3,18")):
+        with pytest.raises(DiffinError, match="holds another deletion, without its page"):
+            call(*other, samples=samples)
+    call("--set", "intervals=2")
+    assert (out / "certificate.html").exists()
+    assert (out / "run.yaml").exists()
+    assert (out / "model.safetensors").stat().st_mtime_ns == model

@@ -262,6 +262,10 @@ def test_a_finished_selection_is_read_and_another_is_refused(tmp_path: Path) -> 
     assert fit.calls == 2
     with pytest.raises(ScoringError, match=r"another selection.*seed is 0 there and 1 here"):
         select(task(), train, fractions=0.2, fit=fit, settings=QUICK, seed=1, output=tmp_path, progress=False)
+    with pytest.raises(ScoringError, match=r"selection: rounds is 2 there and 3 here\. Pass"):
+        select(task(), train, fractions=0.2, fit=fit, settings=Iterated(rounds=3), output=tmp_path, progress=False)
+    with pytest.raises(ScoringError, match=r"selection: method is 'iterated' there and 'random' here\. Pass"):
+        select(task(), train, fractions=0.2, method="random", seed=1, output=tmp_path, progress=False)
     other = select(task(), train, fractions=0.2, method="random", seed=1, output=tmp_path, resume=False, progress=False)
     same(other, Selection.open(tmp_path))
 
@@ -284,6 +288,10 @@ def test_mistakes_are_named(whole) -> None:
         select(task(), train, **asked)
     with pytest.raises(DiffinError, match="goes by a training on all"):
         select(task(), train, method="aum", **asked)
+    with pytest.raises(DiffinError, match="goes by no training but those on subsets"):
+        select(task(), train, trajectory=whole, fit=Fit(train), **asked)
+    with pytest.raises(DatasetError, match="about='query' asks about a query"):
+        select(task(), train, fit=Fit(train), settings=Iterated(about="query"), **asked)
     with pytest.raises(DatasetError, match="asks about a query"):
         select(task(), train, method="influence", trajectory=whole, **asked)
     with pytest.raises(DiffinError, match="leave them out"):
@@ -304,6 +312,7 @@ def test_mistakes_are_named(whole) -> None:
         {"momentum": 1.0},
         {"about": "test"},
         {"estimator": diffin.Replay()},
+        {"estimator": diffin.MoSo()},
     ):
         with pytest.raises(DiffinError, match=next(iter(settings))):
             Iterated(**settings)

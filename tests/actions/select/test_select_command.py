@@ -69,11 +69,31 @@ def test_mistakes_are_sentences(problem: Path, tmp_path: Path) -> None:
         call(problem, "-o", tmp_path / "a", "-f", "a third")
     with pytest.raises(DiffinError, match="are of --method iterated"):
         call(problem, "-o", tmp_path / "a", "-m", "ccs", "--rounds", 3)
-    with pytest.raises(DiffinError, match="measures nothing"):
-        call(problem, "-o", tmp_path / "a", "-e", "replay")
+    with pytest.raises(DiffinError, match="are of --method iterated"):
+        call(problem, "-o", tmp_path / "a", "-m", "ccs", "--no-trust")
+
+
+def test_a_run_is_refused_where_it_would_not_be_used(problem: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    import diffin
+
+    asked = diffin.load_problem(problem)
+    asked.fit(np.arange(120), tmp_path / "run", 0)
+    with pytest.raises(DiffinError, match="goes by no training but those on subsets"):
+        call(problem, tmp_path / "run", "-o", tmp_path / "a", "--rounds", 2)
+    assert not (tmp_path / "a").exists()
+    assert "1 share by random" in call(problem, tmp_path / "run", "-o", tmp_path / "a", "-m", "random", "-f", "0.2")
+
+
+def test_without_a_query_the_table_says_what_judged(problem: Path, tmp_path: Path) -> None:
+    problem.write_text(problem.read_text().replace("train, query, fit", "train, None, fit"))
+    told = call(problem, "-o", tmp_path / "kept", "--fractions", "0.2", "--rounds", 2, "--no-trust")
+    assert "loss on the training set" in told
+    assert "held-out" not in told
 
 
 def test_the_help_teaches() -> None:
     told = call("--help").replace("\n", " ")
-    for word in ("Example", "fit(indices", "--fractions", "k-center"):
+    for word in ("Example", "fit(indices", "--fractions", "k-center", "Not for iterated", "--no-trust"):
         assert word in told

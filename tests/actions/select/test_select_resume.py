@@ -105,7 +105,7 @@ def test_a_selection_by_another_training_is_not_taken_for_it(tmp_path: Path) -> 
     kept = select(task(), train, method="el2n", trajectory=first, **asked)
     again = select(task(), train, method="el2n", trajectory=first, **asked)
     np.testing.assert_array_equal(kept.kept[0].indices, again.kept[0].indices)
-    with pytest.raises(ScoringError, match="trajectory is"):
+    with pytest.raises(ScoringError, match="trajectory is another"):
         select(task(), train, method="el2n", trajectory=second, **asked)
 
 

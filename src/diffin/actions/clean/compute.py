@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diffin.actions.checks import check_run
+from diffin.actions.checks import check_run, end_of
 from diffin.actions.clean.fusion import Fused, fuse, gather
 from diffin.actions.clean.single import SIGNALS, forward_signals, own_margin, together
 from diffin.actions.clean.smoothing import Reference
@@ -15,10 +15,12 @@ from diffin.actions.clean.suspects import Suspects
 from diffin.errors import ScoringError
 from diffin.estimators import DiffIn, Estimator, TracIn, Unrolled
 from diffin.own_influence import self_influence as run_self_influence
+from diffin.sample import Sample
 from diffin.scoring.columns import Floats
 from diffin.scoring.influence import score
 from diffin.scoring.plan import BatchSize
 from diffin.signals import Signals, observe
+from diffin.signals.gradient_norms import gradient_norms
 from diffin.signals.signals import Bools
 from diffin.sources import Collate, open_source
 from diffin.task import Task
@@ -68,7 +70,8 @@ def clean(
         ScoringError: ``evidence`` names a signal that is not computed; ``influence`` comes without a query; or fewer than ten
             samples have a finite loss.
     """
-    check_run(task, trajectory, open_source(train_dataset, collate=collate))
+    train = open_source(train_dataset, collate=collate)
+    check_run(task, trajectory, train)
     names = _wanted(evidence, self_influence, influence, query)
     options: dict[str, Any] = {"batch_size": batch_size, "collate": collate, "workers": workers, "progress": progress}
     signals = observe(task, trajectory, train_dataset, hidden=True, **options)
@@ -83,7 +86,8 @@ def clean(
         found = run_self_influence(task, trajectory, train_dataset, estimator=estimator, **options)
         columns[f"self_influence_{estimator.name}"] = found.influence
         if isinstance(estimator, TracIn):
-            columns["gradient_norm"] = _gradient_norms(found.terms, trajectory)
+            rates = [float(np.mean(c.group_learning_rates or (1.0,))) for c in trajectory.checkpoints]
+            columns["gradient_norm"] = gradient_norms(found.terms, rates).mean(axis=1)
         if isinstance(estimator, Unrolled):
             columns["loss_without"] = signals.final_loss - found.influence
     if influence is not None:
@@ -93,6 +97,8 @@ def clean(
     details = {
         "evidence": "auto" if names is None else names,
         "query": query is not None,
+        "run": end_of(trajectory),
+        "train": Sample.of(train).digest(),
         "steps": list(signals.steps),
         "state_weights": {str(step): weight for step, weight in fused.state_weights.items()},
     }
@@ -116,8 +122,9 @@ def _wanted(evidence: Any, own: Sequence[Any], influence: Estimator | None, quer
     for name in names:
         if name not in there:
             raise ScoringError(
-                f"evidence: no signal {name!r} is computed; pass 'auto', or some of "
-                f"{', '.join(known for known in SIGNALS if known in there)} (others need self_influence= or influence=)"
+                f"evidence: no signal {name!r} is computed; pass some of "
+                f"{', '.join(known for known in SIGNALS if known in there)} (others need self_influence= or influence=), or "
+                "'auto' for all evidence"
             )
     if not names:
         raise ScoringError("evidence is empty; pass 'auto' or names of signals")
@@ -145,19 +152,6 @@ def _fused(signals: Signals, usable: Bools, query: Signals | None) -> Fused:
         reference = {step: Reference(features[right], targets) for step, features in query.hidden.items()}
     hidden = {step: features[usable] for step, features in signals.hidden.items()}
     return fuse(gather(hidden, signals.correct[usable], signals.labels[usable], signals.classes, reference))
-
-
-def _gradient_norms(terms: Floats, trajectory: Trajectory) -> Floats:
-    """Mean over the checkpoints of the norm of each sample's gradient, Float64[ndarray, "N"], up to a factor.
-
-    A term of TracIn is minus the squared norm, times the learning rate and a constant.
-    """
-    squares = np.maximum(-terms, 0)
-    for column, checkpoint in enumerate(trajectory.checkpoints):
-        rate = float(np.mean(checkpoint.group_learning_rates or (1.0,)))
-        squares[:, column] /= rate if rate > 0 else 1.0
-    norms: Floats = np.sqrt(squares).mean(axis=1)
-    return norms
 
 
 def _suspects(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from diffin.actions.nearest import nearest
 from diffin.signals.signals import Floats, Singles
 from diffin.sources import Indices
 
 NEIGHBOURS = 20
 _TEMPERATURE = 0.1
-_BLOCK = 1000
 _MOST = 20_000
 """More samples than these are not all compared with each other: neighbours are sought among so many, drawn once."""
 
@@ -24,24 +24,15 @@ def neighbour_shares(features: Singles, labels: Indices, classes: int) -> Floats
     """
     size = len(features)
     centred = features - features.mean(axis=0)
-    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)
-    chosen = np.arange(size) if size <= _MOST else np.sort(np.random.default_rng(0).choice(size, _MOST, replace=False))
-    place = np.full(size, -1)
-    place[chosen] = np.arange(len(chosen))
-    count = min(NEIGHBOURS, len(chosen) - 1)
+    among = None if size <= _MOST else np.sort(np.random.default_rng(0).choice(size, _MOST, replace=False))
+    count = min(NEIGHBOURS, min(size, _MOST) - 1)
     shares = np.full((size, classes), 1 / classes)
     if count < 1:
         return shares
-    for start in range(0, size, _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, size))
-        likeness = unit[rows] @ unit[chosen].T
-        own = place[rows]
-        likeness[np.flatnonzero(own >= 0), own[own >= 0]] = -np.inf
-        nearest = np.argpartition(-likeness, count - 1, axis=1)[:, :count]
-        near = np.take_along_axis(likeness, nearest, axis=1).astype(np.float64)
+    for rows, neighbours, cosine in nearest(centred, count, among):
+        near = cosine.astype(np.float64)
         weight = np.exp((near - near.max(axis=1, keepdims=True)) / _TEMPERATURE)
         found = np.zeros((len(rows), classes))
-        given = labels[chosen][nearest]
-        np.add.at(found, (np.arange(len(rows))[:, None], given), weight)
+        np.add.at(found, (np.arange(len(rows))[:, None], labels[neighbours]), weight)
         shares[rows] = found / weight.sum(axis=1, keepdims=True)
     return shares

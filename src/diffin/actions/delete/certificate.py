@@ -14,8 +14,9 @@ from torch import Tensor
 from diffin import checked, vectors
 from diffin.actions.delete.membership import Floats, area_under_curve, population_scores
 from diffin.errors import DiffinError, TaskError
+from diffin.losses import losses_at
 from diffin.sources import Source
-from diffin.task import PerSampleLoss, Task, frozen
+from diffin.task import PerSampleLoss, Task
 from diffin.tasks.classification import Classification
 from diffin.tasks.supervised import split
 
@@ -142,32 +143,18 @@ class Looked:
 
 def look(task: Task, state: Mapping[str, Tensor], source: Source, batch_size: int) -> Looked:
     """The loss of every sample, and whether it is classified as labelled, in evaluation mode."""
-    losses, correct = [], []
-    with frozen(task.model), torch.inference_mode():
-        loss = PerSampleLoss(task, state)
-        seen = _Seen()
-        handle = task.model.register_forward_hook(seen.note)
-        try:
-            for _, batch in source.every(batch_size):
-                batch = loss.to_device(batch)
-                losses.append(loss(loss.parameters, batch).double().cpu())
-                correct.append(_correct(task, batch, seen.output))
-        finally:
-            handle.remove()
+    correct: list[Tensor | None] = []
+    batches = (batch for _, batch in source.every(batch_size))
+    losses = losses_at(
+        PerSampleLoss(task, state), batches, heed=lambda batch, output: correct.append(_correct(task, batch, output))
+    )
     known = [c for c in correct if c is not None]
     whole = torch.cat(known).double().cpu().numpy() if len(known) == len(correct) else None
-    return Looked(torch.cat(losses).numpy(), whole)
-
-
-class _Seen:
-    output: Any = None
-
-    def note(self, module: object, inputs: object, output: Any) -> None:
-        self.output = output
+    return Looked(losses, whole)
 
 
 def _correct(task: Task, batch: Any, output: Any) -> Tensor | None:
-    if not isinstance(task, Classification):
+    if not isinstance(task, Classification) or output is None:
         return None
     try:
         _, targets = split(batch)

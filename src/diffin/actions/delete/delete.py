@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from diffin import vectors
-from diffin.actions.checks import check_run
+from diffin.actions.checks import check_run, end_of
 from diffin.actions.delete import path
 from diffin.actions.delete.certificate import Certificate
 from diffin.actions.delete.deletion import Deletion
@@ -98,8 +98,8 @@ def delete(
         raise DiffinError(f"shadows={shadows}, recovery_steps={recovery_steps}: pass 0 or more")
     if shadows and test is None:
         raise DiffinError(
-            f"shadows={shadows}: the attack tells the samples from test samples, and there are none; pass test=, which is "
-            "the query of a problem file, or shadows=0"
+            f"shadows={shadows}: the attack tells the samples from test samples, and there are none; pass test=, or "
+            "shadows=0"
         )
     train = open_source(train_dataset, collate=collate, workers=workers)
     check_run(task, trajectory, train)
@@ -143,6 +143,7 @@ def delete(
         "total_steps": trajectory.total_steps,
         "optimizer": trajectory.optimizer.kind if trajectory.optimizer is not None else None,
         "estimator": estimator.describe(),
+        "run": end_of(trajectory),
         "recovery_steps": recovery_steps,
         "shadows": shadows,
         "forced": force and not measured.holds,

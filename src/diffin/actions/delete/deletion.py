@@ -18,12 +18,12 @@ from diffin.parameters.influence import sample_indices
 from diffin.sources import Indices
 
 _FORMAT = 1
-_MODEL, _SAMPLES, _CERTIFICATE = "model.safetensors", "samples.safetensors", "certificate.json"
+_MODEL, _SAMPLES, CERTIFICATE = "model.safetensors", "samples.safetensors", "certificate.json"
 
 
 def refuse_deletion(folder: Path) -> None:
     """Raise if the folder holds a deletion."""
-    if (folder / _CERTIFICATE).exists():
+    if (folder / CERTIFICATE).exists():
         raise DiffinError(f"{folder} holds a deletion already; pass another folder, or overwrite=True to replace it")
 
 
@@ -64,14 +64,14 @@ class Deletion:
     def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # First away and last back, so that a certificate never stands beside the model of another deletion.
-        (folder / _CERTIFICATE).unlink(missing_ok=True)
+        (folder / CERTIFICATE).unlink(missing_ok=True)
         # A copy each: safetensors refuses tensors that share memory, as tied weights do.
         state = {name: t.detach().cpu().clone().contiguous() for name, t in self.state.items()}
         parts = {_MODEL: state, _SAMPLES: {"samples": torch.from_numpy(self.samples.copy())}}
         for name, tensors in parts.items():
             with write_atomically(folder / name) as part:
                 save_file(tensors, str(part))
-        write_json(folder / _CERTIFICATE, {"format": _FORMAT, **self.certificate.to_json()})
+        write_json(folder / CERTIFICATE, {"format": _FORMAT, **self.certificate.to_json()})
 
     @classmethod
     def open(cls, folder: str | Path) -> Deletion:
@@ -82,7 +82,7 @@ class Deletion:
         """
         folder = Path(folder)
         try:
-            content = read_json(folder / _CERTIFICATE)
+            content = read_json(folder / CERTIFICATE)
             state = reading.tensors(folder / _MODEL)
             samples = sample_indices(reading.tensors(folder / _SAMPLES).get("samples"))
         except FileNotFoundError as error:

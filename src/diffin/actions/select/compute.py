@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from diffin.actions.checks import check_run
+from diffin.actions.checks import check_run, end_of
 from diffin.actions.select.asking import Pool
 from diffin.actions.select.evidence import Evidence, Fit, Reading, Whole, labels_of
 from diffin.actions.select.iterated import Iterated, iterate
 from diffin.actions.select.methods import HAVE_A_CUT, NEED_QUERY, NEED_TRAINING, Method, Wanted, check_method, rule_of
+from diffin.actions.select.rounds import differences
 from diffin.actions.select.selection import MANIFEST, TABLE, Cost, Kept, Selection, ascending
 from diffin.actions.select.shares import chosen, class_weights, count
-from diffin.batches import digest
 from diffin.errors import DatasetError, DiffinError, ScoringError
 from diffin.files import read_json, write_json
 from diffin.sample import Sample
@@ -29,8 +29,6 @@ from diffin.trajectory import Trajectory
 
 _QUESTION = "question.json"
 _EVIDENCE, _ROUNDS, _WHOLE = "evidence", "rounds", "whole"
-_DIGESTED = 4096
-"""Elements of each tensor of a state that tell it from others."""
 
 
 def select(
@@ -72,7 +70,8 @@ def select(
             knows its length.
         fractions: shares of the samples to keep, one or several.
         method: see above.
-        trajectory: a recorded training on all of the data; without one, ``fit`` makes it where it is needed.
+        trajectory: a recorded training on all of the data; without one, ``fit`` makes it where it is needed. Not for
+            ``"iterated"``, which trains on subsets.
         query: for ``"influence"``, ``"stratified"`` and ``"diverse"`` the samples whose mean loss is asked about. For
             ``"iterated"`` it judges the subsets of the rounds: the best one is kept, be it the random one it began with.
         fit: ``fit(indices, folder, seed)`` trains a *new* model on those samples of the training set (Int64[ndarray, "n"],
@@ -112,7 +111,8 @@ def select(
     settings = (settings or Iterated()) if method == "iterated" else None
     folder = None if output is None else Path(output)
     question = {**_question(method, train, asked, seed, class_balanced, settings), "cut": cut}
-    question["trajectory"] = _end_of(trajectory) if method in NEED_TRAINING else None
+    # None for a training that `fit` makes, too.
+    question["trajectory"] = end_of(trajectory) if trajectory is not None and method in NEED_TRAINING else None
     if folder is not None:
         there = _prepared(folder, question, shares, resume)
         if there is not None:
@@ -184,7 +184,12 @@ def _check(
     if method == "iterated" and fit is None:
         raise DiffinError(
             "method='iterated' trains on subsets: pass fit= a function (indices, folder, seed) that trains a new model on "
-            "those samples and records it, or another method"
+            "those samples and records it, or choose another method"
+        )
+    if method == "iterated" and trajectory is not None:
+        raise DiffinError(
+            "trajectory=: method='iterated' goes by no training but those on subsets that it makes itself, and one on all of "
+            "the data has learned the labels it would have to doubt; leave it out, or choose another method"
         )
     if settings is not None and not isinstance(settings, Iterated):
         raise DiffinError(f"settings={settings!r}: pass diffin.actions.select.Iterated(...), or None")
@@ -197,7 +202,8 @@ def _check(
         )
     asks = method in NEED_QUERY or (settings is not None and settings.about == "query")
     if asks and query is None:
-        raise DatasetError(f"query=None: method={method!r} asks about a query; pass one, e.g. a clean validation set")
+        name = "about='query'" if method == "iterated" else f"method={method!r}"
+        raise DatasetError(f"query=None, and {name} asks about a query; pass query=, e.g. a clean validation set")
     if query is not None and query.length is None and method == "iterated":
         raise DatasetError("the query does not know its length; pass a map-style dataset")
 
@@ -236,13 +242,6 @@ def _question(
     return plain
 
 
-def _end_of(trajectory: Trajectory | None) -> str | None:
-    """Tells one recorded training from another; ``None`` for one that ``fit`` makes, or none at all."""
-    if trajectory is None:
-        return None
-    return digest((trajectory.final or trajectory.stored[-1]).state, most=_DIGESTED)
-
-
 def _prepared(folder: Path, question: dict[str, Any], shares: Sequence[float], resume: bool) -> Selection | None:
     """Make the folder ready; the selection in it, if it is whole and the one that is asked for."""
     try:
@@ -260,11 +259,10 @@ def _prepared(folder: Path, question: dict[str, Any], shares: Sequence[float], r
             there = read_json(path)
         except (OSError, ValueError) as error:
             raise ScoringError(f"{path} is damaged ({error}); select again with resume=False") from error
-        different = [name for name in question if there.get(name) != question[name]]
-        if different:
-            told = "; ".join(f"{name} is {there.get(name)!r} there and {question[name]!r} here" for name in different)
+        if any(there.get(name) != value for name, value in question.items()):
             raise ScoringError(
-                f"output={str(folder)!r} holds another selection: {told}. Pass another output, or resume=False to replace it"
+                f"output={str(folder)!r} holds another selection: {differences(there, question)}. Pass another output, or "
+                "resume=False to replace it"
             )
         if (folder / MANIFEST).is_file():
             selection = Selection.open(folder)

@@ -20,6 +20,7 @@ from diffin.own_influence import self_influence
 from diffin.scoring import Scores, score
 from diffin.scoring.columns import Floats
 from diffin.signals import Signals, observe
+from diffin.signals.gradient_norms import gradient_norms
 from diffin.sources import Collate, Indices, Source
 from diffin.task import Task
 from diffin.tasks.supervised import split
@@ -152,8 +153,7 @@ class Evidence:
         early = np.array([0 < step <= _EARLY * self.whole.trajectory.total_steps for step in own.steps])
         if not early.any():
             early[min(1, len(early) - 1)] = True
-        # A term is minus the squared norm, times the learning rate.
-        norm: Floats = np.sqrt(np.maximum(-own.terms[:, early], 0)).mean(axis=1)
+        norm: Floats = gradient_norms(own.terms[:, early]).mean(axis=1)
         return norm
 
     @cached_property
@@ -166,7 +166,9 @@ class Evidence:
     def influence(self) -> Floats:
         """Float64[ndarray, "N"], on the query."""
         if self.query is None:
-            raise DatasetError("query=None: the method asks about a query; pass one, e.g. a clean validation set")
+            raise DatasetError(
+                "query=None, and the method asks about a query; pass query=, e.g. a clean validation set"
+            )
         return self._scored("influence", self.query, None)
 
     @cached_property

@@ -27,10 +27,11 @@ from typing import Literal
 
 import numpy as np
 
-from diffin.actions.select.asking import Pool, held_out, influence_of, trusted
+from diffin.actions.select.asking import Pool, influence_of, look, on_pool, on_query, trusted
 from diffin.actions.select.rounds import Rounds, Standing
 from diffin.actions.select.selection import Cost
 from diffin.actions.select.shares import chosen, count, random_rule, swapped
+from diffin.attribution.directions import builder
 from diffin.errors import DiffinError, TrajectoryError
 from diffin.estimators import ProbingEstimator, Unrolled
 from diffin.progress import phase
@@ -85,6 +86,7 @@ class Iterated:
             raise DiffinError(f"Iterated(about={self.about!r}): pass 'training' or 'query'")
         if not isinstance(self.estimator, ProbingEstimator):
             raise DiffinError(f"Iterated(estimator={self.estimator!r}): pass an instance, e.g. diffin.Unrolled()")
+        builder(self.estimator)  # refuses one that does not say what samples do to several questions
 
     def share(self, done: int) -> float:
         """How much of the subset may be swapped, ``done`` rounds being over."""
@@ -106,7 +108,7 @@ def iterate(
         progress: show the rounds.
 
     Returns:
-        After the last round, with the subset whose training had the lowest held-out loss.
+        After the last round, with the subset whose training had the lowest loss on the query, or the pool.
 
     Raises:
         TrajectoryError: ``fit`` did not record a whole training on the pool.
@@ -124,8 +126,9 @@ def iterate(
             bar.advance()
     if int(np.argmin(standing.losses)) == 0:
         _log.warning(
-            "keeping %.0f %%: held-out loss was %.4g at first and never lower in %d rounds, so the random subset it began "
-            "with is kept", 100 * fraction, standing.losses[0], settings.rounds,
+            "keeping %.0f %%: %s loss was %.4g at first and never lower in %d rounds, so the random subset it began with is "
+            "kept", 100 * fraction, "the query's" if pool.query is not None else "the pool's", standing.losses[0],
+            settings.rounds,
         )  # fmt: skip
     return replace(standing, subset=standing.best)
 
@@ -147,7 +150,8 @@ def _beginning(pool: Pool, fraction: float, seed: int) -> Standing:
     wanted = min(count(fraction, pool.size), len(pool.usable))
     subset = chosen(random_rule(seed), pool.labels, pool.usable, wanted)
     nothing = np.zeros(pool.size)
-    return Standing(0, subset, np.zeros(0), nothing, nothing.astype(np.int64), (), subset)
+    none = np.zeros((0, pool.size))
+    return Standing(0, subset, np.zeros(0), nothing, nothing.astype(np.int64), (), subset[:0].reshape(0, wanted), none)
 
 
 def _round(
@@ -159,9 +163,14 @@ def _round(
         pool.fit(before.subset.copy(), place, int(generator.integers(2**31)))
         trained = time.perf_counter()
         trajectory = _opened(place, pool)
-        seen = trusted(pool, settings, trajectory, before, fraction)
+        losses = look(pool, settings, trajectory)
+        seen = trusted(losses.plain, before, fraction, pool.size)
         influence = influence_of(pool, settings, trajectory, before.subset, seen.trust, generator)
-        loss = held_out(pool, trajectory, seen.trust)
+        if losses.own is None:
+            pooled, judged = before.pooled, (*before.losses, on_query(pool, trajectory))
+        else:
+            pooled = np.concatenate([before.pooled, losses.own[None]])
+            judged = on_pool(pooled, seen.belief)
     # A wrong label helps those that are like what it says; what hardly anybody believes gets no credit for it.
     influence = np.where(influence < 0, influence * np.minimum(1.0, seen.trust / _DOUBTFUL), influence)
     # A training that is more sensitive than others has larger influences, and shall not count for more.
@@ -170,10 +179,8 @@ def _round(
         influence = settings.momentum * before.influence + (1 - settings.momentum) * influence
     subset = swapped(before.subset, influence, pool.labels, pool.usable, settings.share(before.rounds))
     cost = before.cost + Cost(1, trained - start, time.perf_counter() - trained)
-    best = before.subset if loss < min(before.losses, default=np.inf) else before.best
-    return Standing(
-        before.rounds + 1, subset, influence, seen.probability, seen.unseen, (*before.losses, loss), best, cost
-    )
+    tried = np.concatenate([before.tried, before.subset[None]])
+    return Standing(before.rounds + 1, subset, influence, seen.probability, seen.unseen, judged, tried, pooled, cost)
 
 
 @contextmanager

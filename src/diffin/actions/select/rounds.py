@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from diffin.scoring.columns import Floats
 from diffin.sources import Indices
 
 _FORM = "round-{:03d}.npz"
+_DIGESTS = ("train", "query", "trajectory")
+_ARRAYS = ("subset", "influence", "probability", "unseen", "losses", "tried", "pooled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +33,10 @@ class Standing:
         probability: Float64[ndarray, "N"], the sum over rounds of the probability that a model gave to the label of a sample
             it was not trained on.
         unseen: Int64[ndarray, "N"], in how many rounds a sample was not trained on.
-        losses: held-out loss of the subset that each round trained on.
-        best: Int64[ndarray, "n"], the subset of the round with the lowest of them.
+        losses: of every round, what its subset is judged by: the mean loss of the query or, without one, that of the pool as
+            far as labels are believed by now.
+        tried: Int64[ndarray, "R n"], the subset that each round trained on.
+        pooled: Float64[ndarray, "R N"], the losses of the pool after each round; no rows where a query judges.
         cost: so far.
     """
 
@@ -41,8 +46,15 @@ class Standing:
     probability: Floats
     unseen: Indices
     losses: tuple[float, ...]
-    best: Indices
+    tried: Indices
+    pooled: Floats
     cost: Cost = field(default_factory=Cost)
+
+    @property
+    def best(self) -> Indices:
+        """Int64[ndarray, "n"], the subset of the round with the lowest loss."""
+        found: Indices = self.tried[int(np.argmin(self.losses))]
+        return found
 
 
 class Rounds:
@@ -74,9 +86,7 @@ class Rounds:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / _FORM.format(standing.rounds)
-        arrays = {
-            name: getattr(standing, name) for name in ("subset", "influence", "probability", "unseen", "losses", "best")
-        }
+        arrays = {name: getattr(standing, name) for name in _ARRAYS}
         cost = [standing.cost.trainings, standing.cost.training_seconds, standing.cost.scoring_seconds]
         with write_atomically(path) as part, part.open("wb") as file:
             np.savez(file, question=np.array(self._question), cost=np.array(cost), **arrays)
@@ -95,7 +105,8 @@ class Rounds:
                 probability=arrays["probability"],
                 unseen=arrays["unseen"],
                 losses=tuple(arrays["losses"].tolist()),
-                best=arrays["best"],
+                tried=arrays["tried"],
+                pooled=arrays["pooled"],
                 cost=Cost(int(cost[0]), float(cost[1]), float(cost[2])),
             )
             question = str(arrays["question"])
@@ -103,18 +114,41 @@ class Rounds:
             raise ScoringError(f"{path} is damaged ({error}); select again with resume=False") from error
         if question != self._question:
             raise ScoringError(
-                f"{path} is of another selection: {_difference(question, self._question)}. Pass another output, or "
+                f"{path} is of another selection: {_told_apart(question, self._question)}. Pass another output, or "
                 "resume=False to replace it"
             )
         return standing
 
 
-def _difference(there: str, asked: str) -> str:
+def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """What sets two questions apart, in words."""
+    old, new = _flat(there), _flat(asked)
+    if old.get("method") != new.get("method"):
+        return f"method is {old.get('method')!r} there and {new.get('method')!r} here"
+    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    return "; ".join(
+        f"{name} is another" if name in _DIGESTS else f"{name} is {old.get(name)!r} there and {new.get(name)!r} here"
+        for name in names
+    )
+
+
+def _flat(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Without mappings in it: those of the settings by their own names, others with the name of the whole before theirs."""
+    found: dict[str, Any] = {}
+    for name, value in question.items():
+        if isinstance(value, Mapping):
+            whole = "" if name == "settings" else name
+            found.update(
+                {whole if key == "name" else f"{whole} {key}".strip(): one for key, one in _flat(value).items()}
+            )
+        else:
+            found[name] = value
+    return found
+
+
+def _told_apart(there: str, asked: str) -> str:
     try:
-        old, new = parse_json(there), json.loads(asked)
+        old = parse_json(there)
     except ValueError:
         old = None
-    if not isinstance(old, dict):
-        return "what it asks cannot be read"
-    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    return "; ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in names)
+    return differences(old, json.loads(asked)) if isinstance(old, dict) else "what it asks cannot be read"

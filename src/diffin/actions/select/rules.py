@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from diffin.actions.nearest import nearest
 from diffin.actions.select.shares import Rule
 from diffin.scoring.columns import Floats
 from diffin.sources import Indices
@@ -13,7 +14,6 @@ Features = npt.NDArray[np.float32]
 
 STRATA = 50
 NEIGHBOURS = 10
-_BLOCK = 1024
 
 _CUTS = ((0.1, 0.3), (0.3, 0.1), (0.5, 0.0))
 """Share kept, and the share of hardest samples that coverage-centric selection drops before: more where less is kept."""
@@ -145,17 +145,10 @@ def diverse(score: Floats, features: Features, strength: float = 1.0) -> Rule:
 
 def _nearest(features: Features) -> tuple[Indices, Floats]:
     """Neighbours Int64[ndarray, "n k"] of each sample by cosine, and how similar they are, from 0 to 1."""
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    unit = features / np.where(length > 0, length, 1)
-    most = min(NEIGHBOURS, len(unit) - 1)
-    found, similarity = [], []
-    for start in range(0, len(unit), _BLOCK):
-        cosine = unit[start : start + _BLOCK] @ unit.T
-        rows = np.arange(len(cosine))
-        cosine[rows, start + rows] = -np.inf
-        best = (
-            np.argpartition(-cosine, most - 1, axis=1)[:, :most] if most else np.zeros((len(rows), 0), dtype=np.int64)
-        )
-        found.append(best)
-        similarity.append(np.maximum(np.take_along_axis(cosine, best, axis=1), 0))
-    return np.concatenate(found).astype(np.int64), np.concatenate(similarity).astype(np.float64)
+    size = len(features)
+    most = min(NEIGHBOURS, size - 1)
+    neighbours, similarity = np.zeros((size, most), dtype=np.int64), np.zeros((size, most))
+    if most > 0:
+        for rows, found, cosine in nearest(features, most):
+            neighbours[rows], similarity[rows] = found, np.maximum(cosine, 0)
+    return neighbours, similarity

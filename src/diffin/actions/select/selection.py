@@ -70,7 +70,8 @@ class Selection:
         size: N.
         kept: by share, ascending.
         cost: of all of it.
-        details: JSON-able: settings, seed and, where the selection was iterated, the held-out loss after every round.
+        details: JSON-able: settings, seed and, where the selection was iterated, the ``held_out_loss`` of every round, by
+            which the best was chosen: on the query or, without one, on the training set as far as labels are believed.
     """
 
     method: str
@@ -217,5 +218,5 @@ def ascending(fractions: float | Sequence[float]) -> tuple[float, ...]:
         except (TypeError, ValueError):
             raise DiffinError(f"fractions: {fraction!r} is no number; pass shares such as [0.1, 0.3]") from None
         if not 0 < float(fraction) <= 1:
-            raise DiffinError(f"fractions={fraction}: pass shares above 0 and at most 1, e.g. [0.1, 0.3]")
+            raise DiffinError(f"fractions={fraction:g}: pass shares above 0 and at most 1, e.g. [0.1, 0.3]")
     return tuple(sorted({float(fraction) for fraction in given}))
