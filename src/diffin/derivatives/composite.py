@@ -2,7 +2,8 @@
 
 Fused kernels are fast and shallow: attention's have no second derivative and no forward mode, the transformer layer's
 inference kernel hides its submodules from hooks, and the forward-mode rules of layer and instance normalisation, nested,
-return wrong numbers without a word (the inner rule treats the saved mean and deviation as constants).
+return wrong numbers without a word (the inner rule treats the saved mean and deviation as constants). So does the second
+derivative of weight normalisation, which treats the saved norms as constants.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def unfused_encoder() -> Iterator[None]:
 
 @contextmanager
 def composite_attention() -> Iterator[None]:
-    """Attention from elementary operations, at every level."""
-    with sdpa_kernel(SDPBackend.MATH), unfused_encoder():
+    """Attention from elementary operations, at every level; weight normalisation, too."""
+    with sdpa_kernel(SDPBackend.MATH), unfused_encoder(), _Replaced(_WEIGHT_NORMALISATION):
         yield
 
 
@@ -119,6 +120,11 @@ def batch_norm(
     return normal if bias is None else normal + bias.view(shape)
 
 
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """``torch._weight_norm`` by its definition: g times v over its norm, one norm for each entry of a dimension."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
 def _present(statistic: Tensor | None) -> Tensor:
     assert statistic is not None  # without one, the layer asks for statistics of the batch
     return statistic
@@ -129,6 +135,9 @@ _SAMPLE_NORMALISATION: Mapping[Callable[..., Any], Callable[..., Tensor]] = {
     torch.layer_norm: layer_norm,
     F.instance_norm: instance_norm,
 }
+
+
+_WEIGHT_NORMALISATION: Mapping[Callable[..., Any], Callable[..., Tensor]] = {torch._weight_norm: weight_norm}
 
 
 class _Replaced(TorchFunctionMode):

@@ -28,13 +28,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from diffin import vectors
-from diffin.batches import Batch, batch_size, select
+from diffin.batches import Batch
 from diffin.derivatives.base import Measure, Measured, as_float64, refuse_half_precision
 from diffin.derivatives.composite import jvp, nested_forward_mode
+from diffin.derivatives.coverage import Plan, examples, planned
 from diffin.derivatives.difference import refuse_step, unit_step
-from diffin.derivatives.gradient import leaves
 from diffin.derivatives.hooks import backward, linear_layers
-from diffin.errors import DerivativeError
 from diffin.probes import Probe
 from diffin.task import PerSampleLoss, refuse_coupled
 from diffin.vectors import Vector
@@ -80,23 +79,39 @@ class Ghost:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A module of known kind, and the direction of some of its own parameters by their local names."""
+    """A module of known kind, with the direction of some of its own parameters.
+
+    Attributes:
+        module: it.
+        names: {its own parameter's name: the model's name}.
+        directions: by its own names.
+    """
 
     module: nn.Module
+    names: dict[str, str]
     directions: dict[str, Tensor]
 
     def tangent(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Layer, Tensor]:
         """The layer, and its output with U for W."""
         own = dict(self.module.named_parameters(recurse=False))
         directions = {name: self.directions.get(name, torch.zeros_like(p)) for name, p in own.items()}
-        return self, functional_call(self.module, directions, args, kwargs)
+        tangent: Tensor = functional_call(self.module, directions, args, kwargs)
+        if isinstance(self.module, nn.Embedding) and self.module.padding_idx is not None:
+            # Looking up padding has no gradient, though the row may have one for another use.
+            padding = (args[0] if args else kwargs["input"]) == self.module.padding_idx
+            tangent = tangent.masked_fill(padding.unsqueeze(-1), 0.0)
+        return self, tangent
+
+
+_Calls = list[tuple[_Layer, Tensor, Tensor | None]]
+"""Of every call of a layer its output with U for W, and the gradient of the loss with respect to its true output."""
 
 
 def _contributions(tangent: Tensor, delta: Tensor | None, size: int) -> Tensor | None:
     """A call's share of every sample's derivative; ``None`` if its outputs cannot be told apart by sample."""
     if delta is None:
         return torch.zeros(size, dtype=tangent.dtype, device=tangent.device)
-    if tangent.numel() % size:
+    if delta.numel() % size:
         return None
     return (delta * tangent).reshape(size, -1).sum(dim=1)
 
@@ -108,29 +123,43 @@ class _FirstDerivative:
         self._loss = loss
         self._point = dict(point)
         self._direction = vectors.like(direction, point)
-        self._plan: tuple[list[_Layer], Vector] | None = None
+        self._plan: Plan | None = None
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses and derivatives, Float64[Tensor, "B"] each."""
-        layers, rest = self._plan or self._make_plan(batch)
-        losses, shares = self._pass(batch, layers)
+        plan = self._plan or self._make_plan(batch)
+        while True:
+            losses, calls = self._calls(batch, self._layers(plan), plan.handed)
+            shares = [(layer, self._share(plan, tangent, delta, layer, len(losses))) for layer, tangent, delta in calls]
+            lost = {name for layer, share in shares if share is None for name in layer.names.values()}
+            if not lost:
+                break
+            plan = plan.without(lost)
+            self._plan = plan if plan.lasting else None
         derivatives = torch.zeros_like(losses)
         for _, share in shares:
-            if share is None:
-                raise DerivativeError(
-                    "a layer's output cannot be divided among the samples of this batch, though it could for the first two; "
-                    "pass derivatives='forward' or 'difference'"
-                )
-            derivatives += share
-        if rest:
-            derivatives += self._forward(batch, rest)
+            derivatives += 0.0 if share is None else share
+        if plan.rest:
+            derivatives += self._forward(batch, {name: self._direction[name] for name in plan.rest})
         return as_float64(losses), as_float64(derivatives)
 
-    def _pass(self, batch: Batch, layers: list[_Layer]) -> tuple[Tensor, list[tuple[_Layer, Tensor | None]]]:
-        """One forward and one backward: the losses, and each layer call's share of the derivatives."""
-        size = batch_size(batch)
-        losses, calls = backward(self._loss, self._point, batch, [(layer.module, layer.tangent) for layer in layers])
-        return losses, [(layer, _contributions(tangent, delta, size)) for (layer, tangent), delta in calls]
+    def _share(self, plan: Plan, tangent: Tensor, delta: Tensor | None, layer: _Layer, size: int) -> Tensor | None:
+        """See :func:`_contributions`; ``None`` also for a call that nothing was compared with."""
+        if delta is not None and plan.lost(layer.module, delta):
+            return None
+        return _contributions(tangent, delta, size)
+
+    def _layers(self, plan: Plan) -> list[_Layer]:
+        return [self._layer(module, names) for module, names in plan.layers]
+
+    def _layer(self, module: nn.Module, names: dict[str, str]) -> _Layer:
+        return _Layer(module, names, {local: self._direction[name] for local, name in names.items()})
+
+    def _calls(self, batch: Batch, layers: list[_Layer], handed: frozenset[nn.Module]) -> tuple[Tensor, _Calls]:
+        """One forward and one backward: the losses, and what they say of each call."""
+        notes = [(layer.module, layer.tangent) for layer in layers]
+        losses, calls = backward(self._loss, self._point, batch, notes, handed)
+        return losses, [(layer, tangent, delta) for (layer, tangent), delta in calls]
 
     def _forward(self, batch: Batch, rest: Vector) -> Tensor:
         fixed = {name: t for name, t in self._point.items() if name not in rest}
@@ -140,65 +169,55 @@ class _FirstDerivative:
         detached: Tensor = derivative.detach()
         return detached
 
-    def _make_plan(self, batch: Batch) -> tuple[list[_Layer], Vector]:
+    def _make_plan(self, batch: Batch) -> Plan:
         """Layers that account exactly for their parameters on two samples, alone and together; the rest by forward mode."""
-        found = list(linear_layers(self._loss.task.model, set(self._direction)))
-        single = [
-            (_Layer(module, {local: self._direction[name]}), name)
-            for module, own in found
-            for local, name in own.items()
-        ]
-        with torch.no_grad():
-            finite = torch.isfinite(self._loss(self._point, batch)).nonzero().flatten()
-        pair = select(batch, finite[:2]) if len(finite) else select(batch, slice(0, 1))
-        alone = [select(batch, slice(i, i + 1)) for i in range(batch_size(pair))]
-        wanted = [self._products(one) for one in alone]
-        scale = max(abs(value) for products in wanted for value in products.values())
-        apart = [self._by_parameter(one, single) for one in alone]
-        together = self._by_parameter(pair, single)
-        covered = {
-            name
-            for name in {name for _, name in single}
-            if (shares := together[name]) is not None
-            and all(
-                (own := apart[i][name]) is not None
-                and _close(float(own), wanted[i][name], scale)
-                and _close(float(shares[i]), wanted[i][name], scale)
-                for i in range(len(alone))
-            )
-        }
-        layers = [
-            _Layer(module, {local: self._direction[name] for local, name in own.items() if name in covered})
-            for module, own in found
-            if covered.intersection(own.values())
-        ]
-        plan = layers, {name: u for name, u in self._direction.items() if name not in covered}
-        # A single sample, or one without a finite loss, says too little to rely on it for other batches.
-        if len(alone) > 1:
+        found = examples(self._loss, self._point, batch, self._products)
+        scale = max((abs(value) for products in found.kept for value in products.values()), default=0.0)
+
+        def agreeing(trial: Plan) -> tuple[set[str], set[nn.Module]]:
+            apart = [self._by_parameter(one, trial)[0] for one in found.alone]
+            together, seen = self._by_parameter(found.together, trial)
+            known = {
+                name
+                for name, shares in together.items()
+                if shares is not None
+                and all(
+                    (own := apart[i][name]) is not None
+                    and _close(float(own), wanted[name], scale)
+                    and _close(float(shares[i]), wanted[name], scale)
+                    for i, wanted in enumerate(found.kept)
+                )
+            }
+            return known, seen
+
+        layers = list(linear_layers(self._loss.task.model, set(self._direction)))
+        plan = planned(layers, list(self._direction), found, agreeing)
+        if plan.lasting:
             self._plan = plan
-            if plan[1]:
-                _log.debug("ghost: %d parameters go by forward mode, %s first", len(plan[1]), next(iter(plan[1])))
+            if plan.rest:
+                _log.debug("ghost: %d parameters go by forward mode, %s first", len(plan.rest), plan.rest[0])
         return plan
 
-    def _by_parameter(self, batch: Batch, single: list[tuple[_Layer, str]]) -> dict[str, Tensor | None]:
-        """What the hooks make of every parameter; ``None`` where they cannot tell samples apart, zero where none fired."""
-        names = {id(layer): name for layer, name in single}
-        losses, shares = self._pass(batch, [layer for layer, _ in single])
-        totals: dict[str, Tensor | None] = {name: torch.zeros_like(losses) for name in names.values()}
-        for layer, share in shares:
-            total = totals[names[id(layer)]]
-            totals[names[id(layer)]] = None if total is None or share is None else total + share
-        return totals
+    def _by_parameter(self, batch: Batch, trial: Plan) -> tuple[dict[str, Tensor | None], set[nn.Module]]:
+        """What the hooks make of every parameter, and the layers they saw.
 
-    def _products(self, batch: Batch) -> dict[str, float]:
-        """``<u_p, dl/dp>`` for every parameter p, from true parameter gradients."""
-        point = leaves(self._point)
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(self._loss(point, batch).sum(), list(point.values()), allow_unused=True)
-        return {
-            name: 0.0 if g is None else float((g * self._direction[name]).sum())
-            for name, g in zip(point, gradients, strict=True)
+        ``None`` where they cannot tell samples apart, zero where none fired.
+        """
+        single = [self._layer(module, {local: name}) for module, names in trial.layers for local, name in names.items()]
+        losses, calls = self._calls(batch, single, trial.handed)
+        totals: dict[str, Tensor | None] = {
+            name: torch.zeros_like(losses) for layer in single for name in layer.names.values()
         }
+        for layer, tangent, delta in calls:
+            share = _contributions(tangent, delta, len(losses))
+            for name in layer.names.values():
+                total = totals[name]
+                totals[name] = None if total is None or share is None else total + share
+        return totals, {layer.module for layer, _, delta in calls if delta is not None}
+
+    def _products(self, gradient: Vector) -> dict[str, float]:
+        """``<u_p, dl/dp>`` for every parameter p."""
+        return {name: float((g * self._direction[name]).sum()) for name, g in gradient.items()}
 
 
 def _close(value: float, wanted: float, scale: float) -> bool:

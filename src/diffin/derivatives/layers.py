@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from diffin.derivatives.hooks import is_transposed_linear
 from diffin.derivatives.shares import Formed, Looked, Outer, Share
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -27,7 +28,7 @@ _BY_CHANNEL = (
 
 def noted(module: nn.Module, names: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """What :func:`share` needs of a call: its input, of a normalisation that input normalised."""
-    x: Tensor = args[0] if args else kwargs["input"]
+    x: Tensor = args[0] if args else kwargs["x" if is_transposed_linear(module) else "input"]
     if isinstance(module, (*_BY_CHANNEL, nn.LayerNorm, nn.RMSNorm)) and "weight" in names:
         units = {name: torch.full_like(p, name == "weight") for name, p in module.named_parameters(recurse=False)}
         normal: Tensor = functional_call(module, units, (x,))
@@ -39,7 +40,7 @@ def share(module: nn.Module, local: str, parameter: Tensor, x: Tensor, delta: Te
     """What a call adds to the gradient of ``module.local``.
 
     Args:
-        module: of a kind in :data:`diffin.derivatives.hooks.LINEAR_IN_PARAMETERS`.
+        module: of a kind that :func:`diffin.derivatives.hooks.linear_layers` finds.
         local: the parameter's name within it.
         parameter: the parameter, for its shape.
         x: what :func:`noted` kept of the call.
@@ -51,9 +52,12 @@ def share(module: nn.Module, local: str, parameter: Tensor, x: Tensor, delta: Te
     """
     if isinstance(module, nn.Linear):
         return _of_linear(local, parameter.shape, x, delta, size)
+    if is_transposed_linear(module):
+        return _of_linear(local, parameter.shape, x, delta, size, transposed=True)
     if isinstance(module, nn.Embedding):
-        if x.numel() % size:
+        if delta.numel() % (size * delta.shape[-1]):
             return None
+        x = x.expand(delta.shape[:-1])  # what all samples share has been repeated for each
         if module.padding_idx is not None:
             delta = delta.masked_fill((x == module.padding_idx).unsqueeze(-1), 0.0)
         return Looked(x.reshape(size, -1), delta.reshape(size, -1, delta.shape[-1]), parameter.shape)
@@ -84,13 +88,16 @@ def share(module: nn.Module, local: str, parameter: Tensor, x: Tensor, delta: Te
     return Outer(_positions(left.flatten(2), groups, size), _positions(right, groups, size), parameter.shape)
 
 
-def _of_linear(local: str, shape: torch.Size, x: Tensor, delta: Tensor, size: int) -> Share | None:
+def _of_linear(
+    local: str, shape: torch.Size, x: Tensor, delta: Tensor, size: int, transposed: bool = False
+) -> Share | None:
     if delta.numel() % (size * delta.shape[-1]):
         return None
     delta = delta.reshape(size, -1, delta.shape[-1])
     if local == "bias":
         return Formed(delta.sum(dim=1))
-    return Outer(delta.unsqueeze(1), x.reshape(size, 1, -1, x.shape[-1]), shape)
+    left, right = delta.unsqueeze(1), x.reshape(size, 1, -1, x.shape[-1])
+    return Outer(right, left, shape) if transposed else Outer(left, right, shape)
 
 
 def _order(module: nn.Module) -> int:

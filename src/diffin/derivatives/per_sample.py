@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from diffin import vectors
-from diffin.batches import Batch, batch_size, select
+from diffin.batches import Batch, batch_size
 from diffin.derivatives.base import as_float64
+from diffin.derivatives.coverage import Plan, examples, planned
 from diffin.derivatives.hooks import backward, linear_layers
 from diffin.derivatives.layers import noted, share
 from diffin.derivatives.shares import Formed, Share, merged, summed, total
@@ -48,17 +49,8 @@ class Sums:
     products: Tensor
 
 
-_Layers = list[tuple[nn.Module, dict[str, str]]]
-"""Modules, each with {its own parameter's name: the model's name}."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Which parameters go by hooks, and which without."""
-
-    layers: _Layers
-    rest: list[str]
-
+_Noted = tuple[nn.Module, dict[str, str], Tensor]
+"""A layer, its parameters, and what their shares need of a call of it."""
 
 _Shares = Iterator[tuple[str, list[Share] | None]]
 """Every parameter with its shares, one for each call of a layer; ``None`` where samples cannot be told apart."""
@@ -79,7 +71,7 @@ class PerSampleGradients:
         refuse_coupled(loss.task, "a gradient of each sample")
         self._loss = loss
         self._point: Vector = {name: (at or loss.parameters)[name].detach() for name in loss.parameters}
-        self._plan: _Plan | None = None
+        self._plan: Plan | None = None
         self._others = WithoutHooks(loss, self._point)
 
     def rows(self, batch: Batch) -> tuple[Tensor, Iterator[tuple[str, Tensor]]]:
@@ -139,26 +131,23 @@ class PerSampleGradients:
     def _pass(self, batch: Batch) -> tuple[Tensor, _Shares, list[str]]:
         """Losses; the shares of every parameter that hooks cover; the names of the others."""
         plan = self._plan or self._make_plan(batch)
-        losses, shares = self._hooked(batch, plan.layers)
-        return losses, shares, list(plan.rest)
+        losses, calls = self._calls(batch, plan)
+        return losses, self._shares(calls, plan, batch_size(batch)), list(plan.rest)
 
-    def _hooked(self, batch: Batch, layers: _Layers) -> tuple[Tensor, _Shares]:
-        size = batch_size(batch)
-        notes = [(module, partial(_noted, module, names)) for module, names in layers]
-        losses, calls = backward(self._loss, self._point, batch, notes)
+    def _calls(self, batch: Batch, plan: Plan) -> tuple[Tensor, list[tuple[_Noted, Tensor | None]]]:
+        notes = [(module, partial(_noted, module, names)) for module, names in plan.layers]
+        return backward(self._loss, self._point, batch, notes, plan.handed)
 
-        def shares() -> _Shares:
-            for name in dict.fromkeys(name for _, names in layers for name in names.values()):
-                found = [
-                    share(module, local, self._point[name], x, delta, size)
-                    for (module, names, x), delta in calls
-                    for local, known in names.items()
-                    if known == name and delta is not None
-                ]
-                whole = [one for one in found if one is not None]
-                yield name, whole if len(whole) == len(found) else None
-
-        return losses, shares()
+    def _shares(self, calls: list[tuple[_Noted, Tensor | None]], plan: Plan, size: int) -> _Shares:
+        for name in dict.fromkeys(name for _, names in plan.layers for name in names.values()):
+            found = [
+                None if plan.lost(module, delta) else share(module, local, self._point[name], x, delta, size)
+                for (module, names, x), delta in calls
+                for local, known in names.items()
+                if known == name and delta is not None
+            ]
+            whole = [one for one in found if one is not None]
+            yield name, whole if len(whole) == len(found) else None
 
     def _whole(self, name: str, shares: list[Share], size: int) -> Tensor:
         parameter = self._point[name]
@@ -166,45 +155,46 @@ class PerSampleGradients:
             return parameter.new_zeros(size, *parameter.shape)
         return total([one.rows(slice(None)) for one in merged(shares)])
 
-    def _make_plan(self, batch: Batch) -> _Plan:
+    def _make_plan(self, batch: Batch) -> Plan:
         """Parameters for which hooks give the true gradients of two samples, alone and together; the others without."""
+        found = examples(self._loss, self._point, batch, keep=lambda gradient: gradient)
+        scale = max((vectors.norm(gradient) for gradient in found.kept), default=0.0)
+
+        def agreeing(trial: Plan) -> tuple[set[str], set[nn.Module]]:
+            apart = [dict(self._formed(one, trial)[0]) for one in found.alone]
+            together, seen = self._formed(found.together, trial)
+            known = {
+                name
+                for name, rows in together
+                if rows is not None
+                and all(
+                    (own := apart[i][name]) is not None
+                    and _close(own[0], wanted[name], scale)
+                    and _close(rows[i], wanted[name], scale)
+                    for i, wanted in enumerate(found.kept)
+                )
+            }
+            return known, seen
+
         layers = list(linear_layers(self._loss.task.model, set(self._point)))
-        with torch.no_grad():
-            finite = torch.isfinite(self._loss(self._point, batch)).nonzero().flatten()
-        pair = select(batch, finite[:2]) if len(finite) else select(batch, slice(0, 1))
-        alone = [select(batch, slice(i, i + 1)) for i in range(batch_size(pair))]
-        wanted = [self._others.gradient(one, list(self._point)) for one in alone]
-        scale = max(vectors.norm(gradient) for gradient in wanted)
-        apart = [dict(self._formed(one, layers)) for one in alone]
-        covered = {
-            name
-            for name, rows in self._formed(pair, layers)
-            if rows is not None
-            and all(
-                (own := apart[i][name]) is not None
-                and _close(own[0], wanted[i][name], scale)
-                and _close(rows[i], wanted[i][name], scale)
-                for i in range(len(alone))
-            )
-        }
-        kept = [(module, {own: name for own, name in names.items() if name in covered}) for module, names in layers]
-        plan = _Plan([(module, names) for module, names in kept if names], [n for n in self._point if n not in covered])
-        # A single sample, or one without a finite loss, says too little to rely on it for other batches.
-        if len(alone) > 1:
+        plan = planned(layers, list(self._point), found, agreeing)
+        if plan.lasting:
             self._plan = plan
             if plan.rest:
                 _log.info("no hook sees %d parameters, %s first; they cost another pass", len(plan.rest), plan.rest[0])
         return plan
 
-    def _formed(self, batch: Batch, layers: _Layers) -> Iterator[tuple[str, Tensor | None]]:
-        size = batch_size(batch)
-        for name, shares in self._hooked(batch, layers)[1]:
-            yield name, None if shares is None else self._whole(name, shares, size)
+    def _formed(self, batch: Batch, trial: Plan) -> tuple[Iterator[tuple[str, Tensor | None]], set[nn.Module]]:
+        """What the hooks make of every parameter, ``None`` where they cannot tell samples apart; and the layers they saw."""
+        calls, size = self._calls(batch, trial)[1], batch_size(batch)
+        each = (
+            (name, None if shares is None else self._whole(name, shares, size))
+            for name, shares in self._shares(calls, trial, size)
+        )
+        return each, {module for (module, _, _), delta in calls if delta is not None}
 
 
-def _noted(
-    module: nn.Module, names: dict[str, str], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[nn.Module, dict[str, str], Tensor]:
+def _noted(module: nn.Module, names: dict[str, str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Noted:
     return module, names, noted(module, set(names), args, kwargs)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffin.batches import Batch, batch_size, select
 from diffin.derivatives.composite import composite_attention
-from diffin.derivatives.gradient import leaves
+from diffin.derivatives.coverage import gradient
 from diffin.memory import is_out_of_memory
 from diffin.task import PerSampleLoss
 from diffin.vectors import Vector
@@ -49,17 +49,6 @@ class WithoutHooks:
         if group:
             yield from self._emptied(batch, group)
 
-    def gradient(self, batch: Batch, names: Sequence[str]) -> Vector:
-        """The gradient of the sum of the losses."""
-        point = leaves(self._point)
-        with torch.enable_grad():
-            losses = self._loss(point, batch)
-            found = torch.autograd.grad(losses.sum(), [point[name] for name in names], allow_unused=True)
-        return {
-            name: torch.zeros_like(point[name]) if gradient is None else gradient
-            for name, gradient in zip(names, found, strict=True)
-        }
-
     def _emptied(self, batch: Batch, names: list[str]) -> Iterator[tuple[str, Tensor]]:
         rows = self._together(batch, names)
         for name in names:
@@ -76,8 +65,9 @@ class WithoutHooks:
                 _log.info("per-sample gradients of %s go one by one: %s", names[0], str(error).split("\n")[0])
         rows = {name: self._point[name].new_empty(batch_size(batch), *self._point[name].shape) for name in names}
         for index in range(batch_size(batch)):
-            for name, gradient in self.gradient(select(batch, slice(index, index + 1)), names).items():
-                rows[name][index] = gradient
+            one = select(batch, slice(index, index + 1))
+            for name, found in gradient(self._loss, self._point, one, names).items():
+                rows[name][index] = found
         return rows
 
     def _by_vmap(self, batch: Batch, names: list[str]) -> Vector:
