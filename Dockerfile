@@ -1,6 +1,6 @@
 # diffin on a processor. Not built by the tests of the project.
 #
-#   docker build -t diffin .
+#   docker build -t diffin --build-arg TORCH_INDEX=<PyTorch's index of builds for processors> .
 #   docker run --rm -v "$PWD:/work" --user "$(id -u):$(id -g)" diffin score problem.py runs/a -o scores/a
 #
 # A problem file imports what it needs: start another image FROM this one, and install it there.
@@ -8,8 +8,9 @@ FROM python:3.11-slim
 
 WORKDIR /opt/diffin
 COPY constraints.txt ./
-# From the index of builds without CUDA, which would add several gigabytes.
-RUN pip install --no-cache-dir -c constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
+# Without the index, which pytorch.org/get-started tells, pip takes the build for CUDA: several gigabytes more.
+ARG TORCH_INDEX=""
+RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN pip install --no-cache-dir -c constraints.txt ".[report]"
