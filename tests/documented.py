@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +77,8 @@ def _lines(text: str) -> list[str]:
 
 
 def _command(words: list[str]) -> str:
+    if words[0] == "torchrun" or "ray" in words:  # Ends what it has started with itself.
+        return _process(words)
     run: Callable[[list[str]], str] | None = {"diffin": _diffin, "python": _python}.get(words[0])
     if run is None:
         raise AssertionError(f"{shlex.join(words)}: mark the block with <!-- not run: reason -->, or teach the test")
@@ -92,3 +96,11 @@ def _python(arguments: list[str]) -> str:
     with patch.object(sys, "argv", [file, *rest]):
         runpy.run_path(file, run_name="__main__")
     return ""
+
+
+def _process(words: list[str]) -> str:
+    command = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
+    return done.stdout

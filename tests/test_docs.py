@@ -22,10 +22,15 @@ pytest.importorskip("sklearn")
 
 # Pages whose blocks need more than the problem below, and the tests of what they show.
 ELSEWHERE = {
-    "integrations.md": "integrations/test_integration_docs.py",
-    "shards.md": "sources/test_shards_page.py",
-    "cluster.md": "scoring/test_engines.py",
-    "explore.md": "explore",
+    "docs/integrations.md": "integrations/test_integration_docs.py",
+    "docs/shards.md": "sources/test_shards_page.py",
+    "docs/cluster.md": "scoring/test_engines.py",
+    "docs/explore.md": "explore",
+}
+NEEDS = {
+    "docs/tutorials/hugging-face.md": ("transformers", "accelerate", "matplotlib"),
+    "docs/tutorials/lightning.md": ("lightning",),
+    "docs/tutorials/cluster.md": ("ray",),
 }
 SLOW = ("tutorials", "cleaning", "deletion", "selection")
 """Folders and pages."""
@@ -135,7 +140,7 @@ def pages() -> list[Any]:
     names = [
         page
         for page in _documents()
-        if page.name not in ELSEWHERE and any(block.reason is None for block in blocks(page))
+        if page.relative_to(ROOT).as_posix() not in ELSEWHERE and any(block.reason is None for block in blocks(page))
     ]
     slow = pytest.mark.slow
     return [
@@ -169,6 +174,8 @@ def test_blocks_are_found_as_a_reader_sees_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", pages())
 def test_the_code_of_a_page_runs(page: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in NEEDS.get(page.relative_to(ROOT).as_posix(), ()):
+        pytest.importorskip(package)
     folder = tmp_path / "here"
     space: dict[str, Any] = {}
     folder.mkdir()
