@@ -1,11 +1,11 @@
 """What self-influence costs over plain inference, and how well a few eigenpairs rank samples.
 
-    python benchmarks/self_influence.py [--samples 10000] [--epochs 5] [--exact 500] [--kinked]
+    python benchmarks/self_influence.py [--samples 10000] [--epochs 5] [--exact 500] [--queries 100] [--kinked]
 
 On Fashion-MNIST with a CNN of 105,866 parameters and five checkpoints. Times are medians of three that take turns, the
 exact mode's from its first 100 samples; the rank correlation is with the exact mode on `--exact` samples, and of `Unrolled`
-with an attribution that has each of 100 samples as a query; these two take most of the time. Other libraries are asked about
-the same samples, in an environment of their own, and held against plain inference there. Printed as Markdown.
+with an attribution that has each of `--queries` samples as a query; these two take most of the time. Other libraries are
+asked about the same samples, in an environment of their own, and held against plain inference there. Printed as Markdown.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from training import Run, Setting, infer, record
 BATCH_SIZE = 256
 REPETITIONS = 3
 TIMED_EXACTLY = 100
-QUERIES = 100
 
 _T = TypeVar("_T")
 
@@ -48,6 +47,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--exact", type=int, default=500, help="samples to compare with the exact mode")
+    parser.add_argument(
+        "--queries", type=int, default=100, help="samples to attribute for Unrolled; 0 to leave that out"
+    )
     parser.add_argument("--no-peers", action="store_true", help="leave the other libraries out")
     parser.add_argument("--kinked", action="store_true", help="ReLU and max-pooling for GELU and average pooling")
     arguments = parser.parse_args()
@@ -56,7 +58,7 @@ def main() -> None:
     kind = "kinked" if arguments.kinked else "smooth"
     with tempfile.TemporaryDirectory() as temporary:
         run = record(fashion_mnist(), kind, setting, Path(temporary) / "run")
-        table, tracin = _compare(run, arguments.exact)
+        table, tracin = _compare(run, arguments.exact, min(arguments.queries, arguments.exact))
         if not arguments.no_peers:
             _peers(table, run, tracin, Path(temporary))
     print(
@@ -66,7 +68,7 @@ def main() -> None:
     print(table.markdown())
 
 
-def _compare(run: Run, exact_samples: int) -> tuple[Table, np.ndarray]:
+def _compare(run: Run, exact_samples: int, queries: int) -> tuple[Table, np.ndarray]:
     """The table, and what TracIn says."""
     task = Classification(run.model)
     scorers: dict[str, Callable[[], object]] = {"plain": lambda: infer(run, BATCH_SIZE)}
@@ -97,31 +99,27 @@ def _compare(run: Run, exact_samples: int) -> tuple[Table, np.ndarray]:
         )
     seconds = _in_turn(scorers)
     exact, per_sample = _exact(task, run, exact_samples)
-    queries = min(QUERIES, exact_samples)
-    pairs, of_pairs = _timed(lambda: _pairs(task, run, queries))
+    pairs, of_pairs = _timed(lambda: _pairs(task, run, queries)) if queries else (None, 0.0)
     table = Table(
         "Self-influence", "what", "scoring, s", "over plain inference", "probes, s", "error of differences",
-        f"Spearman with what it approximates, {exact_samples} samples ({queries} for Unrolled)",
+        f"Spearman with what it approximates, {exact_samples} samples" + (f" ({queries} for Unrolled)" if queries else ""),
     )  # fmt: skip
     plain = seconds["plain"]
     table.add("plain inference", f"{plain:.2f}", "1", "", "", "")
     for name in influence:
         wanted = pairs if name.startswith("Unrolled") else exact
-        agreement = float(spearmanr(influence[name][: len(wanted)], wanted).statistic)
+        agreement = (
+            "" if wanted is None else f"{float(spearmanr(influence[name][: len(wanted)], wanted).statistic):.4f}"
+        )
         table.add(
             name, f"{seconds[name]:.2f}", f"{seconds[name] / plain:.1f}", f"{once[name]:.1f}", checks[name],
-            f"{agreement:.4f}" if name != "TracIn" else f"{agreement:.4f} (another question)",
+            agreement if name != "TracIn" else f"{agreement} (another question)",
         )  # fmt: skip
     whole, timed = per_sample * len(run.train), min(TIMED_EXACTLY, exact_samples)
     table.add(f"Diff-In, exact, from {timed} samples", f"{whole:,.0f}", f"{whole / plain:,.0f}", "", "", "1")
-    table.add(
-        f"Unrolled, a query for each of {queries} samples",
-        f"{of_pairs:,.0f} in all",
-        f"{of_pairs / plain:,.0f}",
-        "",
-        "",
-        "1",
-    )
+    if queries:
+        what = f"Unrolled, a query for each of {queries} samples"
+        table.add(what, f"{of_pairs:,.0f} in all", f"{of_pairs / plain:,.0f}", "", "", "1")
     return table, influence["TracIn"]
 
 

@@ -89,6 +89,8 @@ class Engine:
         probes = self._directions.blocks[0]
         first = probes.load(0)
         largest = max(t[0].numel() * t.element_size() for t in first.probes[0].u.values())
+        if first.probes[0].mixed is not None:
+            largest *= 4  # rows at two states, their sum and their difference
         if self._task.device.type != "cuda":
             return min(from_sample_bytes(sample.batch, sample.count), power_of_two(_ROWS_BYTES / largest))
         few = sample.thinned(_MEASURED_FIRST)

@@ -23,7 +23,7 @@ EngineName = Annotated[
     typer.Option(
         "--engine",
         help="Who measures: this process; all those of `torchrun --nproc_per_node=4 -m diffin score ... --engine torchrun`; "
-        "or a Ray cluster. The scores are the same, to the byte.",
+        "or a Ray cluster. The same probes give the same scores, to the byte; torchrun builds them with another rounding.",
     ),
 ]
 RaySettings = Annotated[
