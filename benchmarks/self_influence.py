@@ -2,7 +2,7 @@
 
     python benchmarks/self_influence.py [--samples 10000] [--epochs 5] [--exact 500] [--queries 100] [--kinked]
 
-On Fashion-MNIST with a CNN of 105,866 parameters and five checkpoints. Times are medians of three that take turns, the
+On Fashion-MNIST with a CNN of 105,866 parameters and five checkpoints. Times are medians of repetitions that take turns, the
 exact mode's from its first 100 samples; the rank correlation is with the exact mode on `--exact` samples, and of `Unrolled`
 with an attribution that has each of `--queries` samples as a query; these two take most of the time. Other libraries are
 asked about the same samples, in an environment of their own, and held against plain inference there. Printed as Markdown.
@@ -36,7 +36,6 @@ from table import Table, machine
 from training import Run, Setting, infer, record
 
 BATCH_SIZE = 256
-REPETITIONS = 3
 TIMED_EXACTLY = 100
 
 _T = TypeVar("_T")
@@ -58,7 +57,7 @@ def main() -> None:
     kind = "kinked" if arguments.kinked else "smooth"
     with tempfile.TemporaryDirectory() as temporary:
         run = record(fashion_mnist(), kind, setting, Path(temporary) / "run")
-        table, tracin = _compare(run, arguments.exact, min(arguments.queries, arguments.exact))
+        table, tracin = _compare(run, arguments.exact, min(arguments.queries, arguments.exact), arguments.repetitions)
         if not arguments.no_peers:
             _peers(table, run, tracin, Path(temporary))
     print(
@@ -68,7 +67,7 @@ def main() -> None:
     print(table.markdown())
 
 
-def _compare(run: Run, exact_samples: int, queries: int) -> tuple[Table, np.ndarray]:
+def _compare(run: Run, exact_samples: int, queries: int, repetitions: int) -> tuple[Table, np.ndarray]:
     """The table, and what TracIn says."""
     task = Classification(run.model)
     scorers: dict[str, Callable[[], object]] = {"plain": lambda: infer(run, BATCH_SIZE)}
@@ -79,8 +78,7 @@ def _compare(run: Run, exact_samples: int, queries: int) -> tuple[Table, np.ndar
         "TracIn": SelfInfluence(diffin.TracIn()),
         "Diff-In, rank 5": SelfInfluence(diffin.DiffIn(), 5),
         "Diff-In, rank 20": SelfInfluence(diffin.DiffIn(), 20),
-        "Unrolled, rank 16": SelfUnrolled(diffin.Unrolled(), 16),
-        "Unrolled, rank 64": SelfUnrolled(diffin.Unrolled(), 64),
+        **({f"Unrolled, rank {rank}": SelfUnrolled(diffin.Unrolled(), rank) for rank in (16, 64)} if queries else {}),
     }.items():
         probes, once[name] = _timed(
             lambda estimator=estimator: diffin.build_probes(
@@ -97,7 +95,7 @@ def _compare(run: Run, exact_samples: int, queries: int) -> tuple[Table, np.ndar
         scorers[name] = lambda probes=probes, backend=backend: diffin.score_probes(
             task, probes, run.train, derivatives=backend, batch_size=BATCH_SIZE, progress=False
         )
-    seconds = _in_turn(scorers)
+    seconds = _in_turn(scorers, repetitions)
     exact, per_sample = _exact(task, run, exact_samples)
     pairs, of_pairs = _timed(lambda: _pairs(task, run, queries)) if queries else (None, 0.0)
     table = Table(
@@ -173,9 +171,9 @@ def _pairs(task: Classification, run: Run, samples: int) -> np.ndarray:
         return np.concatenate([part for _, part in found.matrix()])[:samples].diagonal()
 
 
-def _in_turn(scorers: dict[str, Callable[[], object]]) -> dict[str, float]:
+def _in_turn(scorers: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
     taken: dict[str, list[float]] = {name: [] for name in scorers}
-    for _ in range(REPETITIONS):
+    for _ in range(repetitions):
         for name, scorer in scorers.items():
             taken[name].append(_timed(scorer)[1])
     return {name: statistics.median(each) for name, each in taken.items()}
