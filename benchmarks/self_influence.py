@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--queries", type=int, default=100, help="samples to attribute for Unrolled; 0 to leave that out"
     )
+    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--no-peers", action="store_true", help="leave the other libraries out")
     parser.add_argument("--kinked", action="store_true", help="ReLU and max-pooling for GELU and average pooling")
     arguments = parser.parse_args()
