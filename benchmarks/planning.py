@@ -61,7 +61,7 @@ def main() -> None:
         _row(table, "probes", found.forecast.probe_seconds, time.perf_counter() - start)
         for name, machines, engine in (
             ("one process", Machines(), "local"),
-            ("two processes of Ray", Machines(processes=2), Ray(workers=2)),
+            ("two processes of Ray", Machines(processes=2), Ray(workers=2, address="local")),
         ):
             planned = plan(found, machines=machines)
             start = time.perf_counter()
