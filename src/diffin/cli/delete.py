@@ -16,7 +16,7 @@ from diffin.actions.checks import end_of
 from diffin.actions.delete import Certificate, Deletion, Linearised
 from diffin.actions.delete import delete as run_deletion
 from diffin.actions.delete.deletion import CERTIFICATE, refuse_deletion
-from diffin.cli.options import ProblemFile, Quiet, RunFolder, Seed, make_estimator, trained
+from diffin.cli.options import ProblemFile, Quiet, RunFolder, Seed, make_estimator, settings_option, trained
 from diffin.cli.terminal import console, counted, number
 from diffin.errors import DiffinError
 from diffin.provenance import FILE_NAME as RUN_FILE
@@ -51,11 +51,9 @@ def delete(
     ] = "linearised",
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="A setting of the estimator, e.g. --set intervals=20 --set curvature_samples=none, or -e unrolled --set "
-            "propagation=segments. May be repeated.",
+        settings_option(
+            "A setting of the estimator, e.g. --set intervals=20 --set curvature_samples=none, or -e unrolled --set "
+            "propagation=segments."
         ),
     ] = None,
     recovery_steps: Annotated[int, typer.Option(help="Training steps on the rest, afterwards.")] = 0,

@@ -44,13 +44,18 @@ EstimatorName = Annotated[
         "function; auto: unrolled, where the optimizer is known.",
     ),
 ]
+
+
+def settings_option(said: str) -> Any:
+    """``--set NAME=VALUE``, for a command that has its own to say about it."""
+    return typer.Option("--set", metavar="NAME=VALUE", help=f"{said} May be repeated.")
+
+
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        help="A setting of the estimator, e.g. -e unrolled --set propagation=segments --set rank=20, -e diffin --set "
-        "batch_size=none, -e inverse-hessian --set damping=0.1. May be repeated.",
+    settings_option(
+        "A setting of the estimator, e.g. -e unrolled --set propagation=segments --set rank=20, -e diffin --set "
+        "batch_size=none, -e inverse-hessian --set damping=0.1."
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the draws of the estimator.")]

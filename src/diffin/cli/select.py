@@ -13,7 +13,7 @@ import diffin
 from diffin.actions.select import Iterated, Method, Selection
 from diffin.actions.select import select as run_selection
 from diffin.cli.export import Apply, From, HardLink, LabelColumn, length_of, opened
-from diffin.cli.options import ProblemFile, Quiet, make_estimator, trained
+from diffin.cli.options import ProblemFile, Quiet, make_estimator, settings_option, trained
 from diffin.cli.terminal import console, counted
 from diffin.errors import DiffinError
 from diffin.estimators import ProbingEstimator
@@ -70,11 +70,7 @@ def select(
     ] = "auto",
     estimator_settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Of iterated: a setting of the estimator, e.g. -e unrolled --set propagation=steps. May be repeated.",
-        ),
+        settings_option("Of iterated: a setting of the estimator, e.g. -e unrolled --set propagation=steps."),
     ] = None,
     balanced: Annotated[
         bool | None,

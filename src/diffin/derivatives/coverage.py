@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffin import vectors
 from diffin.batches import Batch, select
-from diffin.derivatives.gradient import leaves
+from diffin.derivatives.gradient import gradient_of
 from diffin.errors import TaskError
 from diffin.memory import is_out_of_memory
 from diffin.task import PerSampleLoss
@@ -67,7 +67,7 @@ def examples(loss: PerSampleLoss, point: Vector, batch: Batch, keep: Callable[[V
     others: list[tuple[int, Kept]] = []
     reached: set[str] = set()
     for row in order[torch.isfinite(losses[order])][:_TRIES].tolist():
-        found = gradient(loss, point, select(batch, slice(row, row + 1)), list(point))
+        found = gradient_of(loss, point, select(batch, slice(row, row + 1)), list(point))
         says = 0 < vectors.norm(found) < float("inf")
         if says:
             telling.append((row, keep(found)))
@@ -80,14 +80,6 @@ def examples(loss: PerSampleLoss, point: Vector, batch: Batch, keep: Callable[[V
     rows = torch.tensor([row for row, _ in chosen], dtype=torch.int64)
     alone = [select(batch, slice(row, row + 1)) for row, _ in chosen]
     return Examples(select(batch, rows), alone, [kept for _, kept in chosen], len(telling), reached)
-
-
-def gradient(loss: PerSampleLoss, point: Vector, batch: Batch, names: Sequence[str]) -> Vector:
-    """The gradient of the sum of the losses, by those parameters."""
-    at = leaves(point)
-    with torch.enable_grad():
-        found = torch.autograd.grad(loss(at, batch).sum(), [at[name] for name in names], allow_unused=True)
-    return {name: torch.zeros_like(at[name]) if g is None else g for name, g in zip(names, found, strict=True)}
 
 
 @dataclass(frozen=True)

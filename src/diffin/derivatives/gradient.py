@@ -107,6 +107,14 @@ def leaves(point: Mapping[str, Tensor]) -> Vector:
     return {name: t.detach().requires_grad_() for name, t in point.items()}
 
 
+def gradient_of(loss: PerSampleLoss, point: Vector, batch: Batch, names: Sequence[str]) -> Vector:
+    """The gradient of the sum of the losses of a batch, by those parameters; zero where they have no part in it."""
+    at = leaves(point)
+    with torch.enable_grad():
+        found = torch.autograd.grad(loss(at, batch).sum(), [at[name] for name in names], allow_unused=True)
+    return {name: torch.zeros_like(at[name]) if g is None else g for name, g in zip(names, found, strict=True)}
+
+
 def add_gradients(total: Vector, gradients: Iterable[Tensor | None]) -> None:
     """``total += gradients``, in the order of ``total``; ``None`` stands for zero."""
     for tensor, gradient in zip(total.values(), gradients, strict=True):

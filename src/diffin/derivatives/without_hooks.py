@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffin.batches import Batch, batch_size, select
 from diffin.derivatives.composite import composite_attention
-from diffin.derivatives.coverage import gradient
+from diffin.derivatives.gradient import gradient_of
 from diffin.memory import is_out_of_memory
 from diffin.task import PerSampleLoss
 from diffin.vectors import Vector
@@ -66,7 +66,7 @@ class WithoutHooks:
         rows = {name: self._point[name].new_empty(batch_size(batch), *self._point[name].shape) for name in names}
         for index in range(batch_size(batch)):
             one = select(batch, slice(index, index + 1))
-            for name, found in gradient(self._loss, self._point, one, names).items():
+            for name, found in gradient_of(self._loss, self._point, one, names).items():
                 rows[name][index] = found
         return rows
 
