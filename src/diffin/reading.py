@@ -17,6 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from diffin.files import check_regular
+from diffin.parquet_footer import open_parquet, parquet_metadata
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,10 +80,7 @@ def table(
             must be, to read all; ``None`` for all as they are.
         optional: columns that may be missing.
     """
-    import pyarrow.parquet as pq
-
-    check_regular(path)
-    with _as_value_error(), pq.ParquetFile(path) as file:
+    with _as_value_error(), open_parquet(path) as file:
         there = file.schema_arrow.names
         if callable(types):
             types = {name: types(name) for name in there}
@@ -107,11 +105,8 @@ def table(
 
 def table_rows(path: Path) -> int:
     """How many rows a Parquet file says it has."""
-    import pyarrow.parquet as pq
-
-    check_regular(path)
     with _as_value_error():
-        rows = int(pq.read_metadata(path).num_rows)
+        rows = int(parquet_metadata(path).num_rows)
         if rows < 0:
             raise ValueError(f"it says that it has {rows} rows")
         return rows
@@ -121,7 +116,7 @@ def check_claims(metadata: Any, groups: Sequence[int], size: int) -> None:
     """Refuse row groups that would take far more memory than their file has bytes.
 
     Args:
-        metadata: of the Parquet file.
+        metadata: of the Parquet file, from :func:`~diffin.parquet_footer.open_parquet`.
         groups: numbers of the row groups to read.
         size: bytes of the file.
 
@@ -147,7 +142,6 @@ def _check_repeated(path: Path, metadata: Any, names: Sequence[str]) -> None:
     """Refuse texts that are stored once, and repeated so often that they would take far more memory than their file."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     once = set()
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
@@ -157,7 +151,7 @@ def _check_repeated(path: Path, metadata: Any, names: Sequence[str]) -> None:
                 once.add(column.path_in_schema)
     if not once:
         return
-    with pq.ParquetFile(path, read_dictionary=sorted(once)) as file:
+    with open_parquet(path, read_dictionary=sorted(once)) as file:
         found = file.read(columns=sorted(once))
     total = 0
     for column in found.columns:

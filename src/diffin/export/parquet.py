@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffin.errors import DatasetError
 from diffin.export.chosen import Chosen
 from diffin.export.data import Data
-from diffin.files import check_regular
+from diffin.parquet_footer import open_parquet
 from diffin.reading import check_claims
 from diffin.sources.parquet import shortened
 
@@ -95,11 +95,9 @@ class Parquet(Data):
 @contextmanager
 def _read(path: Path) -> Iterator[Any]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        check_regular(path)
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             yield file
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read as Parquet ({error}); pass one that can") from error

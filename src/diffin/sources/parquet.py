@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from diffin.errors import DatasetError, DiffinError, UnreadableError
+from diffin.parquet_footer import open_parquet
 from diffin.reading import check_claims
 from diffin.sources.base import Indices
 from diffin.sources.locations import expanded, is_remote, opened, stamp
@@ -171,11 +172,10 @@ def _rows(table: Any, rows: list[int]) -> Any:
 @contextmanager
 def _reading(name: str) -> Iterator[Any]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     with opened(name) as file:
         try:
-            yield pq.ParquetFile(file, pre_buffer=is_remote(name))
+            yield open_parquet(file, pre_buffer=is_remote(name))
         except DiffinError:
             raise
         except Exception as error:
