@@ -1,9 +1,10 @@
 """Footers of Parquet files, looked at before pyarrow does.
 
 pyarrow reads most damage as an error, but its view of a column chunk (``metadata.row_group(i).column(j)``) ends the whole
-process where the footer contradicts itself: sizes of texts in a column of numbers, histograms of another length than there are
-levels, chunks that are encrypted, an unknown compression, or another number of chunks than of columns. So the few entries that matter are read here first.
-A footer is a struct of Thrift's compact protocol (https://github.com/apache/thrift/blob/master/doc/specs), its fields those of
+process where the footer contradicts itself: sizes of texts in a column of numbers, histograms of another length than there
+are levels, chunks that are encrypted, an unknown compression, another number of chunks than of columns. So the few entries
+that matter are read here first. A footer is a struct of Thrift's compact protocol
+(https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md), with the fields of
 https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
 """
 
