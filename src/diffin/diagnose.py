@@ -105,6 +105,8 @@ def diagnose(
     few.checkpoints = (
         tuple(trajectory.checkpoints[i] for i in sorted({0, recorded // 2, recorded - 1})) if recorded else ()
     )
+    source = open_source(problem.train, collate=problem.collate)
+    batch, reading = _read(source)
     start = time.perf_counter()
     probes = build_probes(
         problem.task, few, problem.train, query=problem.query, estimator=probing, parameters=parameters,
@@ -115,9 +117,7 @@ def diagnose(
     if walks:
         hessian = estimator.hessian if isinstance(estimator, Unrolled) else "exact"
         assert hessian != "auto"  # it was resolved
-        building = _walk_seconds(problem, trajectory, hessian)
-    source = open_source(problem.train, collate=problem.collate)
-    batch, reading = _read(source)
+        building = _walk_seconds(problem, trajectory, hessian, reading)
     check = choose(problem.task, probes, batch, every=True).report
     with frozen(problem.task.model):
         loss = PerSampleLoss(problem.task, probes.load(0).state, list(probes.parameters))
@@ -197,16 +197,17 @@ def luck(problem: Problem, trajectory: Trajectory, *, progress: bool = True) -> 
     return spearman(scored[0][known], scored[1][known])
 
 
-def _walk_seconds(problem: Problem, trajectory: Trajectory, hessian: HessianProduct) -> float:
-    """What a walk through the whole training will take, from a few of its steps."""
+def _walk_seconds(problem: Problem, trajectory: Trajectory, hessian: HessianProduct, reading: float) -> float:
+    """What a walk through the whole training will take, from a few of its steps and what it takes to read a sample."""
     rerun = Rerun(problem.task, trajectory, open_source(problem.train, collate=problem.collate))
     asked = open_source(problem.query, collate=problem.collate)
     query = SampleSet(lambda: (batch for _, batch in asked.batches(_TIMED, stop=_TIMED)), "the query set")
-    with rerun.entered():
+    steps = range(min(_TIMED_STEPS, trajectory.total_steps))
+    with rerun.entered(steps):
         state = rerun.state(trajectory.stored[0])
         adjoint = query_adjoint(rerun, state, query)
         taken = []
-        for _ in range(min(_TIMED_STEPS, trajectory.total_steps)):
+        for _ in steps:
             start = time.perf_counter()
             after = rerun.advance(state, keep_gradients=hessian != "exact")
             if after.gradients is not None:
@@ -215,4 +216,4 @@ def _walk_seconds(problem: Problem, trajectory: Trajectory, hessian: HessianProd
                 rerun.pull_back(state, [adjoint])
             state = after
             taken.append(time.perf_counter() - start)
-    return statistics.median(taken) * trajectory.total_steps
+    return len(rerun.samples()) * reading + statistics.median(taken) * trajectory.total_steps

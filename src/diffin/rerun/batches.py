@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -114,7 +113,7 @@ def shuffled_order(log: StepLog, dataset_size: int, seed: int, task: Task | None
 
 
 class Batches:
-    """Reads batches by index; a training set that fits is read once.
+    """Reads batches by index.
 
     Args:
         source: the training set.
@@ -123,6 +122,26 @@ class Batches:
 
     def __init__(self, source: Source, device: torch.device) -> None:
         self._source, self._device = source, device
+        self._rows: Indices = np.empty(0, dtype=np.int64)
+        self._held: Batch = None
+
+    def hold(self, indices: Indices) -> None:
+        """Read samples that will be asked for, at once and in their order on disk, and keep them if they fit in memory.
+
+        Args:
+            indices: of them, in any order.
+
+        Raises:
+            DatasetError: an index is out of range, or the training set has no random access.
+        """
+        wanted = np.union1d(self._rows, indices)
+        # Only the default collate function is known to make of all samples what it makes of a few, in rows.
+        in_rows = self._source.random_access and self._source.collate is default_collate
+        if len(wanted) == len(self._rows) or not in_rows:
+            return
+        few = self._source.fetch(wanted[:4])
+        if isinstance(few, Tensor | tuple | list | dict) and nbytes(few) / batch_size(few) * len(wanted) <= _HELD_BYTES:
+            self._rows, self._held = wanted, to_device(self._source.fetch(wanted), self._device)
 
     def read(self, indices: Indices) -> Batch:
         """The samples at ``indices``, in that order, on the device.
@@ -130,20 +149,10 @@ class Batches:
         Raises:
             DatasetError: an index is out of range, or the training set has no random access.
         """
-        if self._held is not None:
-            return select(self._held, torch.from_numpy(indices).to(self._device))
+        places = np.searchsorted(self._rows, indices)
+        if len(self._rows) and np.array_equal(self._rows.take(places, mode="clip"), indices):
+            return select(self._held, torch.from_numpy(places).to(self._device))
         return to_device(self._source.fetch(indices), self._device)
-
-    @cached_property
-    def _held(self) -> Batch | None:
-        length = self._source.length
-        # Only the default collate function is known to make of all samples what it makes of a few, in rows.
-        if length is None or not self._source.random_access or self._source.collate is not default_collate:
-            return None
-        few = self._source.fetch(np.arange(min(length, 4)))
-        if not isinstance(few, Tensor | tuple | list | dict) or nbytes(few) / batch_size(few) * length > _HELD_BYTES:
-            return None
-        return to_device(self._source.fetch(np.arange(length)), self._device)
 
 
 def _parts(indices: Indices, sizes: tuple[int, ...], shares: list[float]) -> tuple[Part, ...]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from diffin.rerun.adjoint import Adjoint, PulledBack
 from diffin.rerun.batches import Batches, Order, Part, recorded_order
 from diffin.rerun.state import State, floating
 from diffin.rerun.update import GroupStep, Memory, update
-from diffin.sources import Source
+from diffin.sources import Indices, Source
 from diffin.task import PerSampleLoss, Task, as_trained
 from diffin.trajectory import Checkpoint, Trajectory, randomness
 from diffin.trajectory.forwards import generator_of
@@ -71,8 +72,16 @@ class Rerun:
         self.refused_kernels = False
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
-        """The model in training mode; its own state and the generators of the caller are put back afterwards."""
+    def entered(self, steps: range | None = None) -> Iterator[None]:
+        """The model in training mode; its own state and the generators of the caller are put back afterwards.
+
+        Args:
+            steps: that will be taken, whose samples are read together if they fit in memory; all by default.
+
+        Raises:
+            DatasetError: the training set cannot be read by index.
+        """
+        self.batches.hold(self.samples(steps))
         kept = randomness.capture()
         try:
             with as_trained(self.task.model):
@@ -86,6 +95,11 @@ class Rerun:
         looked_at = range(0, self.total_steps, max(1, self.total_steps // 16))
         steps = [[self.log.learning_rates[t].tolist(), [p.indices.tolist() for p in self.order(t)]] for t in looked_at]
         return hashlib.sha256(json.dumps([states, steps, self.optimizer.to_json()]).encode()).hexdigest()[:16]
+
+    def samples(self, steps: range | None = None) -> Indices:
+        """Int64[ndarray, "U"], of which samples the batches of some steps are, or of all, each once."""
+        parts = (part.indices for t in steps or range(self.total_steps) for part in self.order(t))
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
 
     @property
     def total_steps(self) -> int:
@@ -281,7 +295,7 @@ class Rerun:
             TrajectoryError: it is not the same training.
             DatasetError: the training set cannot be read by index.
         """
-        with self.entered():
+        with self.entered(range(start.step, stop.step)):
             first = state = self.state(start)
             while state.step < stop.step:
                 state = self.advance(state)
