@@ -71,10 +71,13 @@ def listed(content: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def each(content: Mapping[str, Any], name: str, read: Callable[[Mapping[str, Any], str], T]) -> tuple[T, ...]:
-    """The entries of a list or, of an object, its values: each read by a function of this module."""
-    found = entry(content, name)
-    values = found.values() if isinstance(found, dict) else listed(content, name)
-    return tuple([read({name: value}, name) for value in values])
+    """The entries of a list, each read by a function of this module."""
+    return tuple([read({name: value}, name) for value in listed(content, name)])
+
+
+def values(content: Mapping[str, Any], name: str, read: Callable[[Mapping[str, Any], str], T]) -> dict[str, T]:
+    """An object, each of its values read by a function of this module."""
+    return {key: read({name: value}, name) for key, value in mapping(content, name).items()}
 
 
 def optional(content: Mapping[str, Any], name: str, read: Callable[[Mapping[str, Any], str], T]) -> T | None:

@@ -129,7 +129,7 @@ def _check_entry(entry: Mapping[str, Any]) -> int:
     if "end" in entry:
         checked.text(entry, "end")
     for content in checked.each(entry, "self", checked.mapping) if "self" in entry else ():
-        checked.each(content, "rates", checked.real)
+        checked.values(content, "rates", checked.real)
         checked.flag(content, "drift")
         checked.each(content, "values", checked.real)
         if checked.entry(content, "curvature") is not None:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from recorded_loops import record
@@ -69,6 +70,26 @@ def test_a_flipped_bit_in_the_weights_is_seen(recorded: Path, tmp_path: Path) ->
     shutil.copytree(recorded, tmp_path / "run")
     flip(tmp_path / "run" / FILES[0])
     with pytest.raises(TrajectoryError, match="checksum"):
+        read_everything(tmp_path / "run")
+
+
+def test_a_list_in_the_place_of_the_optimizer_state(recorded: Path, tmp_path: Path) -> None:
+    shutil.copytree(recorded, tmp_path / "run")
+    index = tmp_path / "run" / FILES[2]
+    index.write_text(json.dumps({**json.loads(index.read_text()), "optimizer": [{}]}))
+    with pytest.raises(TrajectoryError, match=r"state\.json.*'optimizer'"):
+        read_everything(tmp_path / "run")
+
+
+@pytest.mark.parametrize("rates", [[None], None, [], [0.1, 0.1]])
+def test_a_step_without_its_learning_rate(rates: list[float | None] | None, recorded: Path, tmp_path: Path) -> None:
+    shutil.copytree(recorded, tmp_path / "run")
+    path = tmp_path / "run" / FILES[3]
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("learning_rates")
+    values = [rates, *table["learning_rates"].to_pylist()[1:]]
+    pq.write_table(table.set_column(place, "learning_rates", [values]), path)
+    with pytest.raises(TrajectoryError, match=r"000000000001\.parquet does not hold one learning rate for each"):
         read_everything(tmp_path / "run")
 
 

@@ -158,7 +158,6 @@ def load(folder: Path, identity: str | None = None, *, unsettled: bool = False) 
             return None
         lengths = checked.mapping(meta, "lengths")
         arrays = {name: _mapped(folder / name, kind, checked.whole(lengths, name)) for name, kind in _ARRAYS.items()}
-        checked.each(meta, "quarantined", checked.text)
         shards = checked.each(meta, "shards", checked.mapping)
         counts = tuple(checked.whole(shard, "samples") for shard in shards)
         of_members = {lengths[name] for name in ("start", "size", "kind")}
@@ -169,7 +168,7 @@ def load(folder: Path, identity: str | None = None, *, unsettled: bool = False) 
             tuple(checked.text(shard, "name") for shard in shards),
             tuple(_stamp_of(shard) for shard in shards),
             counts,
-            checked.mapping(meta, "quarantined"),
+            checked.values(meta, "quarantined", checked.text),
             checked.each(meta, "kinds", checked.text),
             arrays,
         )

@@ -124,7 +124,7 @@ class StoredState:
             self.chosen = checked.flag(self._index, "chosen")
             sums = checked.mapping(self._index, "crc32")
             self._crc32 = {name: checked.whole(sums, name) for name in (_MODEL, _TRAINING)}
-            checked.each(self._index, "optimizer", checked.mapping)
+            checked.values(self._index, "optimizer", checked.mapping)
             checked.each(self._index, "optimizer_left_out", checked.text)
             checked.mapping(self._index, "rng")
             checked.optional(self._index, "grad_scaler", checked.mapping)

@@ -168,10 +168,10 @@ class StepLog:
                     f"{path} does not continue the step log at step {total}: a segment before it is missing or was "
                     "replaced; restore it, or record the training again"
                 )
-            values = table["learning_rates"].combine_chunks().flatten().to_numpy()
-            if values.size != rows * groups:
+            values = table["learning_rates"].combine_chunks().flatten()
+            if len(values) != rows * groups or values.null_count:
                 raise TrajectoryError(f"{path} does not hold one learning rate for each of {groups} parameter groups")
-            rates.append(values.reshape(rows, groups))
+            rates.append(values.to_numpy().reshape(rows, groups))
             clips.append(table["clip_coefficient"].fill_null(1.0).to_numpy())
             columns = [table[name].fill_null(np.nan).to_numpy() for name in ("clip_max_norm", "clip_norm_type")]
             bounds.append(np.stack(columns, axis=1))

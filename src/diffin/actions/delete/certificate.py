@@ -94,9 +94,8 @@ class Certificate:
             found = {name: _certified(checked.mapping(models, name)) for name in models}
             for name in ("original", "deleted"):
                 checked.entry(checked.entry(models, name)["on"], "forgotten")
-            checked.each(content, "seconds", checked.real)
             regime, settings = checked.mapping(content, "regime"), checked.mapping(content, "settings")
-            return Certificate(found, regime, checked.mapping(content, "seconds"), settings)
+            return Certificate(found, regime, checked.values(content, "seconds", checked.real), settings)
         except (TypeError, ValueError) as error:
             raise DiffinError(f"the certificate is not one of diffin delete ({error}); delete again") from error
 
