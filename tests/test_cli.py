@@ -48,7 +48,7 @@ def problem():
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "diffin", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1", "TERM": "dumb", "NO_COLOR": "1"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, env=environment, check=False)
 
 
 def name_of(command: Callable[..., None]) -> str:

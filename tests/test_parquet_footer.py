@@ -45,8 +45,8 @@ def ask_everything(metadata: Any) -> int:
     chunks = 0
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
-            assert column.path_in_schema
-            assert column.compression
+            assert isinstance(column.path_in_schema, str)
+            assert isinstance(column.compression, str)
             assert isinstance(column.encodings, tuple)
             assert isinstance(column.num_values + column.total_uncompressed_size, int)
             chunks += 1

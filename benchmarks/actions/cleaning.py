@@ -190,7 +190,8 @@ def table(wanted: list[Cell]) -> str:
             ece = _mean([f[FUSED]["ece"] for f in found])
             shown.add(data, noise, regime, str(len(found)), *["-"] * 6, ece, rates, "-")
             continue
-        precision = {name: np.mean([f["ap"][name] for f in found]) for name in found[0]["ap"]}
+        known = set.intersection(*(set(f["ap"]) for f in found))  # some with --influence, some without
+        precision = {name: np.mean([f["ap"][name] for f in found]) for name in found[0]["ap"] if name in known}
         best = best_single(precision)
         low, middle, high = np.mean([f["difference"] for f in found], axis=0)
         goal = 0.02 if regime == MEMORISED else 0.0

@@ -39,7 +39,7 @@ def evidence(cell: Cell) -> tuple[Floats, npt.NDArray[np.int64]]:
         made = record(cell, Path(folder) / "run")
         train = TensorDataset(made.train.inputs, made.train.labels)
         signals = observe(Classification(made.model), made.trajectory, train, hidden=True, progress=False)
-    columns = gather(signals.hidden, signals.correct, signals.labels, signals.classes).columns
+    columns = gather(signals.hidden, signals.margin, signals.labels, signals.classes).columns
     chosen = np.random.default_rng(0).permutation(len(columns))[:SAMPLES]
     return columns[chosen], made.train.correct.numpy()[chosen]
 

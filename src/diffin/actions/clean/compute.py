@@ -151,7 +151,7 @@ def _fused(signals: Signals, usable: Bools, query: Signals | None) -> Fused:
         targets = np.eye(signals.classes)[query.labels[right]]
         reference = {step: Reference(features[right], targets) for step, features in query.hidden.items()}
     hidden = {step: features[usable] for step, features in signals.hidden.items()}
-    return fuse(gather(hidden, signals.correct[usable], signals.labels[usable], signals.classes, reference))
+    return fuse(gather(hidden, signals.margin[usable], signals.labels[usable], signals.classes, reference))
 
 
 def _suspects(
@@ -168,18 +168,17 @@ def _suspects(
     others[rows, labels] = -1.0
     suggested = signals.labels.copy()
     suggested[usable] = others.argmax(axis=1)
-    probability = 1 - fused.posterior[rows, labels]
-    if names is not None:
-        order = np.argsort(-together({name: column[usable] for name, column in columns.items()}, names), kind="stable")
-        ranked = np.sort(probability)[::-1]
-        probability = np.empty_like(ranked)
-        probability[order] = ranked
+    doubt = fused.doubt if names is None else together({name: col[usable] for name, col in columns.items()}, names)
+    against = 1 - fused.posterior[rows, labels]
+    probability = np.empty_like(doubt)
+    probability[np.argsort(-doubt, kind="stable")] = np.sort(against)[::-1]
+    share = np.divide(others.max(axis=1), against, out=np.zeros_like(against), where=against > 0)
     return Suspects(
         index=signals.index,
         given=signals.labels,
         suggested=suggested,
         probability=_spread(probability, usable),
-        suggestion_probability=_spread(others.max(axis=1), usable),
+        suggestion_probability=_spread(probability * np.minimum(share, 1.0), usable),
         signals=columns,
         confusion=fused.confusion,
         details=details,

@@ -11,6 +11,10 @@ knowing which are wrong, in two ways:
 
 Both weigh the states. A state before the first step knows nothing by heart, and little else.
 
+Predictions from others tell a wrong label from a right one, and not well two labels that are both unlikely: one of a class
+that looks alike, and one of a class that is nothing like the sample. The margins of the net do, wherever it knows little by
+heart, so they take part in the order of the suspects, and not in their probabilities.
+
 ``WEIGHTS`` were found on other data than those of the benchmark's tables, wrong labels in digits and Gaussian blobs, by
 ``benchmarks/actions/fusion_weights.py``.
 """
@@ -21,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import logsumexp
 
 from diffin.actions.clean.latent import latent_classes
 from diffin.actions.clean.neighbours import neighbour_shares
@@ -31,6 +36,11 @@ from diffin.sources import Indices
 
 WEIGHTS = {"latent": 0.60, "neighbours": 0.93, "given": 0.08, "given_unlearned": 0.60}
 """Of log probabilities, and of being the given class: always, and as far as the final state learned nothing by heart."""
+
+_MARGIN_WEIGHT = 1.0
+_LEAST_HONEST = 0.5
+"""As how honest any net is taken for its margins to count: their mean goes over early states, too."""
+_LARGEST_MARGIN = 12.0
 
 _GAP = 0.03
 _EARLY = 2
@@ -48,6 +58,8 @@ class Fused:
 
     Attributes:
         posterior: Float64[ndarray, "N C"], probability of each class to be the correct one.
+        doubt: Float64[ndarray, "N"], by what suspects are ordered, largest first: log odds against the given class, with the
+            margins of the net.
         left_out: Float64[ndarray, "N C"], what the other samples predict, before any label was doubted.
         neighbours: Float64[ndarray, "N C"], shares of the classes among the nearest neighbours.
         confusion: Float64[ndarray, "C C"], probability of each given class (column) for each correct one (row).
@@ -55,6 +67,7 @@ class Fused:
     """
 
     posterior: Floats
+    doubt: Floats
     left_out: Floats
     neighbours: Floats
     confusion: Floats
@@ -67,6 +80,7 @@ class Evidence:
 
     Attributes:
         columns: Float64[ndarray, "N C 4"], in the order of ``WEIGHTS``.
+        margins: Float64[ndarray, "N"], of the given class at the states of the net, as far as they count.
         left_out: as in :class:`Fused`.
         neighbours: as in :class:`Fused`.
         given: Float64[ndarray, "N C"], one-hot.
@@ -74,6 +88,7 @@ class Evidence:
     """
 
     columns: Floats
+    margins: Floats
     left_out: Floats
     neighbours: Floats
     given: Floats
@@ -82,7 +97,7 @@ class Evidence:
 
 def gather(
     hidden: Mapping[int, Singles],
-    correct: Bools,
+    margins: Floats,
     labels: Indices,
     classes: int,
     reference: Mapping[int, Reference] | None = None,
@@ -91,7 +106,8 @@ def gather(
 
     Args:
         hidden: features by steps taken, ascending: Float32[ndarray, "N d"]; with the state before the first step, or without.
-        correct: Bool[ndarray, "N m"], whether each state but that before the first step agrees with the given label.
+        margins: Float64[ndarray, "N m"], logit of the given class less the largest other, at each state but that before the
+            first step.
         labels: Int64[ndarray, "N"], given.
         classes: C.
         reference: samples known to be right, by steps taken.
@@ -100,7 +116,7 @@ def gather(
     steps = list(hidden)
     known = reference or {}
     first = [LeaveOneOut(hidden[step], given)(given) for step in steps]
-    weights = _state_weights(first, correct, labels)
+    weights = _state_weights(first, margins > 0, labels)
     kept = np.flatnonzero(weights > min(_LEAST_WEIGHT, 0.5 * weights.max()))
     if len(kept) > _MOST_STATES:
         kept = kept[np.unique(np.linspace(0, len(kept) - 1, _MOST_STATES).round().astype(np.int64))]
@@ -122,7 +138,8 @@ def gather(
     left_out = np.tensordot(shares, np.stack([first[k] for k in kept]), axes=1)
     counted = dict.fromkeys(steps, 0.0)
     counted.update({steps[k]: float(share) for k, share in zip(kept, shares, strict=True)})
-    return Evidence(columns, left_out, neighbours, given, counted)
+    mean = np.clip(margins, -_LARGEST_MARGIN, _LARGEST_MARGIN).mean(axis=1, dtype=np.float64)
+    return Evidence(columns, max(weights[-1], _LEAST_HONEST) * mean, left_out, neighbours, given, counted)
 
 
 def _state_weights(left_out: Sequence[Floats], correct: Bools, labels: Indices) -> Floats:
@@ -140,8 +157,11 @@ def _state_weights(left_out: Sequence[Floats], correct: Bools, labels: Indices) 
 def fuse(evidence: Evidence) -> Fused:
     """Weigh the evidence."""
     logits = evidence.columns @ np.array(list(WEIGHTS.values()))
+    own = evidence.given > 0
+    against = logsumexp(np.where(own, -np.inf, logits), axis=1) - logits[own]
+    doubt = against - _MARGIN_WEIGHT * evidence.margins
     posterior = np.exp(logits - logits.max(axis=1, keepdims=True))
     posterior /= posterior.sum(axis=1, keepdims=True)
     counts = posterior.T @ evidence.given
     confusion = counts / np.maximum(counts.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return Fused(posterior, evidence.left_out, evidence.neighbours, confusion, evidence.state_weights)
+    return Fused(posterior, doubt, evidence.left_out, evidence.neighbours, confusion, evidence.state_weights)
