@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
 
 from diffin.actions.clean.latent import latent_classes
 from diffin.actions.clean.neighbours import neighbour_shares
@@ -158,7 +157,7 @@ def fuse(evidence: Evidence) -> Fused:
     """Weigh the evidence."""
     logits = evidence.columns @ np.array(list(WEIGHTS.values()))
     own = evidence.given > 0
-    against = logsumexp(np.where(own, -np.inf, logits), axis=1) - logits[own]
+    against = np.logaddexp.reduce(np.where(own, -np.inf, logits), axis=1) - logits[own]
     doubt = against - _MARGIN_WEIGHT * evidence.margins
     posterior = np.exp(logits - logits.max(axis=1, keepdims=True))
     posterior /= posterior.sum(axis=1, keepdims=True)
