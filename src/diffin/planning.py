@@ -14,7 +14,7 @@ from diffin.diagnose import Diagnosis
 from diffin.errors import DiffinError
 from diffin.scoring.columns import names
 
-_START_SECONDS = 30.0
+_START_SECONDS = 15.0
 _NUMBER_BYTES = 8
 
 
