@@ -17,10 +17,12 @@ from torch.utils.data import TensorDataset
 import diffin
 from diffin import Trajectory
 from diffin.actions.clean import SIGNALS, Suspects, clean
+from diffin.actions.clean.fusion import fuse, gather
 from diffin.actions.clean.latent import latent_classes
 from diffin.actions.clean.neighbours import NEIGHBOURS, neighbour_shares
 from diffin.actions.clean.single import confident_margin
-from diffin.actions.clean.smoothing import LeaveOneOut, Reference
+from diffin.actions.clean.smoothing import _LAMBDAS, LeaveOneOut, Reference
+from diffin.actions.clean.twins import twins
 from diffin.errors import ScoringError
 from diffin.tasks import Classification
 from training import record
@@ -235,6 +237,54 @@ def test_left_out_predictions_are_those_of_fits_without_the_sample() -> None:
                 rows.append(x[row] @ np.linalg.solve(gram + strength * len(x) * np.eye(5), moment))
             errors.append((((np.array(rows) - targets) ** 2).mean(), np.array(rows)))
         np.testing.assert_allclose(predicted, min(errors, key=lambda pair: pair[0])[1], atol=1e-8)
+
+
+def test_pairs_are_left_out_together() -> None:
+    features, labels = _blobs()
+    targets = np.eye(3)[labels]
+    pairs = np.array([[4, 9], [30, 77]])
+    smooth = LeaveOneOut(features, targets, pairs=pairs)
+    predicted = smooth(targets)
+    x = features.astype(np.float64)
+    x = np.c_[(x - x.mean(0)) / x.std(0), np.ones(len(x))]
+
+    def without(out: list[int], row: int, strength: float) -> np.ndarray[Any, Any]:
+        rest = np.setdiff1d(np.arange(len(x)), out)
+        gram, moment = x[rest].T @ x[rest], x[rest].T @ targets[rest]
+        found: np.ndarray[Any, Any] = x[row] @ np.linalg.solve(gram + strength * len(x) * np.eye(5), moment)
+        return found
+
+    (strength,) = [s for s in _LAMBDAS if np.allclose(predicted[0], without([0], 0, s), atol=1e-8)]
+    for one, other in [*pairs, *pairs[:, ::-1]]:
+        np.testing.assert_allclose(predicted[one], without([one, other], one, strength), atol=1e-8)
+
+
+def test_near_copies_with_different_labels_are_twins_and_nothing_else_is() -> None:
+    features, labels = _blobs()
+    copies = np.array([3, 50, 81])
+    noise = 0.01 * np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
+    everything = np.concatenate([features, features[copies] + noise])
+    given = np.concatenate([labels, (labels[copies] + [1, 2, 0]) % 3])
+    found = {tuple(pair) for pair in twins(everything, given).tolist()}
+    # The third has the label of its original: the two agree, and both may speak.
+    assert {(3, 90), (50, 91)} <= found
+    assert not any(81 in pair for pair in found)
+    assert len(found) <= 3
+
+
+def test_which_of_two_near_copies_is_wrong_the_others_say() -> None:
+    features, labels = _blobs(300)
+    copies = np.arange(0, 300, 10)
+    noise = 1e-3 * np.random.default_rng(2).standard_normal((len(copies), 4)).astype(np.float32)
+    everything = np.concatenate([features, features[copies] + noise])
+    given = np.concatenate([labels, (labels[copies] + 1) % 3])
+    wrong = np.arange(len(given)) >= 300
+    flat = np.zeros((len(given), 2))
+    found = fuse(gather({0: everything, 10: everything}, flat, given, 3))
+    assert average_precision_score(wrong, found.doubt) > 0.97
+    single = LeaveOneOut(everything, np.eye(3)[given])(np.eye(3)[given])
+    alone = -single[np.arange(len(given)), given]
+    assert average_precision_score(wrong, found.doubt) > average_precision_score(wrong, alone) + 0.02
 
 
 def test_neighbour_shares_are_those_of_a_plain_search() -> None:

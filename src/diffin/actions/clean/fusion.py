@@ -30,6 +30,7 @@ from diffin.actions.clean.latent import latent_classes
 from diffin.actions.clean.neighbours import neighbour_shares
 from diffin.actions.clean.single import own_margin
 from diffin.actions.clean.smoothing import LeaveOneOut, Reference
+from diffin.actions.clean.twins import shared, twins
 from diffin.signals.signals import Bools, Floats, Singles
 from diffin.sources import Indices
 
@@ -114,23 +115,27 @@ def gather(
     given = np.eye(classes)[labels]
     steps = list(hidden)
     known = reference or {}
-    first = [LeaveOneOut(hidden[step], given)(given) for step in steps]
+    pairs = twins(hidden[steps[0]], labels)
+    first = [LeaveOneOut(hidden[step], given, pairs=pairs)(given) for step in steps]
     weights = _state_weights(first, margins > 0, labels)
     kept = np.flatnonzero(weights > min(_LEAST_WEIGHT, 0.5 * weights.max()))
     if len(kept) > _MOST_STATES:
         kept = kept[np.unique(np.linspace(0, len(kept) - 1, _MOST_STATES).round().astype(np.int64))]
-    smoothers = [LeaveOneOut(hidden[steps[k]], given, known.get(steps[k])) for k in kept]
-    latent = latent_classes(smoothers, weights[kept], labels, classes)
+    smoothers = [LeaveOneOut(hidden[steps[k]], given, known.get(steps[k]), pairs) for k in kept]
+    latent = latent_classes(smoothers, weights[kept], labels, classes, pairs)
     shares = weights[kept] / weights[kept].sum()
     neighbours = np.tensordot(
-        shares, np.stack([neighbour_shares(hidden[steps[k]], labels, classes) for k in kept]), axes=1
+        shares, np.stack([neighbour_shares(hidden[steps[k]], labels, classes, pairs) for k in kept]), axes=1
     )
+    neighbours = shared(neighbours, pairs)
+    said = given.copy()
+    said[pairs] = given[pairs].sum(axis=1, keepdims=True)
     columns = np.stack(
         [
             np.log(np.maximum(latent.posterior, _FLOORS["latent"])),
             np.log(np.maximum(neighbours, _FLOORS["neighbours"])),
-            given,
-            weights[-1] * given,
+            said,
+            weights[-1] * said,
         ],
         axis=2,
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffin.actions.clean.smoothing import LeaveOneOut
+from diffin.actions.clean.twins import NO_PAIRS, Pairs, shared
 from diffin.signals.signals import Floats
 from diffin.sources import Indices
 
@@ -45,7 +46,9 @@ class Latent:
     confusion: Floats
 
 
-def latent_classes(smoothers: Sequence[LeaveOneOut], weights: Floats, labels: Indices, classes: int) -> Latent:
+def latent_classes(
+    smoothers: Sequence[LeaveOneOut], weights: Floats, labels: Indices, classes: int, pairs: Pairs = NO_PAIRS
+) -> Latent:
     """Estimate correct classes and confusion.
 
     Args:
@@ -53,15 +56,18 @@ def latent_classes(smoothers: Sequence[LeaveOneOut], weights: Floats, labels: In
         weights: Float64[ndarray, "states"], of each.
         labels: Int64[ndarray, "N"], given.
         classes: C.
+        pairs: near copies with different labels, which have the same correct class.
     """
     given = np.eye(classes)[labels]
     posterior, confusion = given, np.eye(classes)
     for _ in range(_ROUNDS):
         predicted = np.tensordot(weights / weights.sum(), np.stack([smooth(posterior) for smooth in smoothers]), axes=1)
+        predicted = shared(predicted, pairs)
         sharp = np.maximum(predicted, _SMALLEST) ** _SHARPNESS
         sharp /= sharp.sum(axis=1, keepdims=True)
         confusion = _without_likeness(_counted(sharp, given))
         posterior = sharp * confusion[:, labels].T
+        posterior[pairs] *= confusion[:, labels[pairs[:, ::-1]]].transpose(1, 2, 0)
         posterior /= posterior.sum(axis=1, keepdims=True)
     return Latent(posterior, confusion)
 
