@@ -85,23 +85,14 @@ def measure(case: Case, which: str, shadows: int) -> dict[str, Any]:
     """Every method on one set, as differences to the retrained model."""
     chosen = samples_of(case, which)
     retrained, took = retrain(case.task, case.trajectory, open_source(case.train), chosen)
-    found: dict[str, Any] = {}
-    for name in METHODS:
+    assert case.trajectory.final is not None
+    states: dict[str, State] = {"nothing": case.trajectory.final.state}
+    times, refused = {"nothing": 0.0}, {}
+    for name in METHODS[1:]:
         if name in _TRAINED:
-            # Every recipe is looked at, the shadow models are trained for the best.
-            tried = [_timed(case, chosen, name, steps, share) for steps, share in _GRID]
-            rated = [
-                (_row(case, chosen, state, retrained, s / took, 0), state) for state, s in tried if state is not None
-            ]
-            best, state = min(rated, key=lambda pair: _missed(pair[0]))
-            found[name] = _row(case, chosen, state, retrained, best["time"], shadows) if shadows else best
-            continue
-        if name == "nothing":
-            assert case.trajectory.final is not None
-            found[name] = _row(case, chosen, case.trajectory.final.state, retrained, 0.0, shadows)
+            states[name], times[name] = _best(case, chosen, name, retrained)
             continue
         kind, _, recovery = name.partition(", 50")
-        start = time.perf_counter()
         deletion = delete(
             case.task,
             case.trajectory,
@@ -112,11 +103,22 @@ def measure(case: Case, which: str, shadows: int) -> dict[str, Any]:
             force=True,
             progress=False,
         )
-        seconds = deletion.certificate.seconds["deletion"]
-        assert seconds <= time.perf_counter() - start
-        found[name] = _row(case, chosen, dict(deletion.state), retrained, seconds / took, shadows)
-        found[name]["refused"] = not deletion.certificate.regime["holds"]
-    return found
+        states[name], times[name] = dict(deletion.state), deletion.certificate.seconds["deletion"]
+        refused[name] = not deletion.certificate.regime["holds"]
+    rows = _rows(case, chosen, states, retrained, shadows)
+    return {
+        name: {**row, "time": times[name] / took, **({"refused": refused[name]} if name in refused else {})}
+        for name, row in rows.items()
+    }
+
+
+def _best(case: Case, chosen: Any, name: str, retrained: State) -> tuple[State, float]:
+    """Of all recipes, the one that comes closest to the retrained model, and its seconds."""
+    tried = {recipe: _timed(case, chosen, name, *recipe) for recipe in _GRID}
+    states = {str(recipe): state for recipe, (state, _) in tried.items() if state is not None}
+    rows = _rows(case, chosen, states, retrained, 0)
+    best = min(states, key=lambda recipe: _missed(rows[recipe]))
+    return states[best], next(seconds for recipe, (_, seconds) in tried.items() if str(recipe) == best)
 
 
 def _timed(case: Case, chosen: Any, name: str, steps: int, share: float) -> tuple[State | None, float]:
@@ -138,13 +140,18 @@ def _timed(case: Case, chosen: Any, name: str, steps: int, share: float) -> tupl
     return state, time.perf_counter() - start
 
 
-def _row(case: Case, chosen: Any, state: State, retrained: State, seconds: float, shadows: int) -> dict[str, Any]:
+def _rows(
+    case: Case, chosen: Any, states: dict[str, State], retrained: State, shadows: int
+) -> dict[str, dict[str, Any]]:
+    """The shadow models are the same for all."""
     models = certify(
-        case.task, case.trajectory, case.train, chosen, {"deleted": state, "retrained": retrained}, test=case.test,
+        case.task, case.trajectory, case.train, chosen, {**states, "retrained": retrained}, test=case.test,
         shadows=shadows, seed=case.seed,
     )  # fmt: skip
-    ours, theirs = models["deleted"], models["retrained"]
+    return {name: _row(models[name], models["retrained"]) for name in states}
 
+
+def _row(ours: Certified, theirs: Certified) -> dict[str, Any]:
     def points(which: str) -> float:
         return 100 * (_accuracy(ours, which) - _accuracy(theirs, which))
 
@@ -156,7 +163,6 @@ def _row(case: Case, chosen: Any, state: State, retrained: State, seconds: float
         "attack": (ours.threshold_attack or 0.0) - (theirs.threshold_attack or 0.0),
         "population": None,
         "cosine": ours.cosine,
-        "time": seconds,
     }
     if ours.population_attack is not None and theirs.population_attack is not None:
         row["population"] = ours.population_attack - theirs.population_attack

@@ -45,15 +45,17 @@ def test_losses_and_gradient_are_those_of_the_tangent_written_out(make: Any) -> 
     moving = {n: t.clone().requires_grad_() for n, t in delta.items()}
     moved = outputs + sum(torch.einsum("bc...,...->bc", jacobian[n].flatten(2), t.flatten()) for n, t in moving.items())
     expected = F.cross_entropy(moved, labels, reduction="none")
-    gradients = torch.autograd.grad(expected.mean(), list(moving.values()))
+    weights = torch.linspace(1, 3, len(expected), dtype=torch.float64) / 60
+    weighted = (weights * expected).sum()
+    gradients = torch.autograd.grad(weighted, list(moving.values()))
 
     with frozen(model):
         loss = PerSampleLoss(Classification(model))
         found = linearised_losses(loss, delta, (inputs, labels))
         samples = SampleSet(lambda: [(inputs[:13], labels[:13]), (inputs[13:], labels[13:])], "the set")
-        mean = linearised_gradient(loss, samples, delta)
+        mean = linearised_gradient(loss, samples, weights, delta)
     torch.testing.assert_close(found, expected.detach())
-    assert mean.value == pytest.approx(float(expected.mean()))
+    assert mean.value == pytest.approx(float(weighted.detach()))
     for name, gradient in zip(moving, gradients, strict=True):
         torch.testing.assert_close(mean.gradient[name], gradient)
     assert not model._forward_hooks

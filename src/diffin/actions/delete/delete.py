@@ -84,7 +84,7 @@ def delete(
         progress: show bars with the time left.
 
     Raises:
-        DeletionError: the loss of kept samples rises by more than a tenth of what training took off it: the change is beyond
+        DeletionError: the loss of kept samples rises by more than 3 % of what training took off it: the change is beyond
             the reach of the estimate, and the model broken; nothing is returned unless ``force``.
         DatasetError: a sample is not in the training set or comes twice, none is left, or the set is not of the size of the
             run's.

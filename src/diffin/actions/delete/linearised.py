@@ -31,14 +31,17 @@ def linearised_losses(loss: PerSampleLoss, delta: Mapping[str, Tensor], batch: B
     return cut(loss, batch, delta, moved=True).losses.detach()
 
 
-def linearised_gradient(loss: PerSampleLoss, samples: SampleSet, delta: Mapping[str, Tensor]) -> MeanLoss:
-    """The mean loss of the linearised network over a set, and its gradient with respect to ``delta``.
+def linearised_gradient(
+    loss: PerSampleLoss, samples: SampleSet, weights: Tensor, delta: Mapping[str, Tensor]
+) -> MeanLoss:
+    """The weighted mean loss of the linearised network over a set, and its gradient with respect to ``delta``.
 
     Use it inside :func:`diffin.task.frozen`.
 
     Args:
         loss: losses at theta.
         samples: the set.
+        weights: of its samples, in the order in which they are read: Float64[Tensor, "n"], adding up to one.
         delta: displacement, of every studied parameter.
 
     Raises:
@@ -48,9 +51,10 @@ def linearised_gradient(loss: PerSampleLoss, samples: SampleSet, delta: Mapping[
     value, count = 0.0, 0
     for batch in samples.read():
         parts = cut(loss, loss.to_device(batch), delta, moved=True)
-        add_gradients(total, parts.pull(list(torch.autograd.grad(parts.losses.sum(), parts.seen))))
-        value += float(parts.losses.detach().sum())
+        weighted = parts.losses * weights[count : count + len(parts.losses)].to(parts.losses)
+        add_gradients(total, parts.pull(list(torch.autograd.grad(weighted.sum(), parts.seen))))
+        value += float(weighted.detach().sum())
         count += len(parts.losses)
     if not count or not value < float("inf"):
         raise DerivativeError(f"{samples.name} is empty, or a loss of it is not finite; leave such samples out")
-    return MeanLoss(value / count, vectors.scale(total, 1 / count), count)
+    return MeanLoss(value, total, count)

@@ -23,13 +23,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from diffin import vectors
+from diffin.actions.delete.drawing import drawn, relevance
 from diffin.actions.delete.estimator import Linearised
 from diffin.actions.delete.linearised import linearised_gradient
 from diffin.actions.delete.minimise import minimise
@@ -49,6 +52,9 @@ _GAMMA = 1 - 0.5**0.5
 _POLISHED = 0.02
 """How far the polish goes, as a share of the whole training's tau."""
 
+_WIDER = 4
+"""Samples of the polish for one of an interval's: what it takes back it must not learn from a few."""
+
 _BATCH = 512
 _HELD_BYTES = 2**28
 
@@ -62,11 +68,13 @@ class _Set:
     Attributes:
         forgotten: Z.
         kept: those that stand for K.
+        weights: of each of those: Float64[Tensor, "n"], adding up to one.
         share: |Z| / N.
     """
 
     forgotten: SampleSet
     kept: SampleSet
+    weights: Tensor
     share: float
 
 
@@ -119,12 +127,14 @@ def follow(run: Run, chosen: Indices, estimator: Linearised, bar: Phase) -> Vect
     trajectory = run.trajectory
     generator = np.random.default_rng(estimator.seed)
     kept = np.setdiff1d(np.arange(run.train.length or run.dataset_size), chosen)
+    forgotten, uniform = _held(run, chosen, "the samples"), _uniform(run, kept, estimator, generator)
+    share = len(chosen) / run.dataset_size
     delta: Vector | None = None
     total = 0.0
     metric: _Metric | None = None
     for start, stop in pairwise(boundaries(trajectory, estimator.intervals)):
-        samples = _drawn(run, chosen, kept, estimator, generator)
-        metric = _metric(run, start, stop, samples.kept)
+        metric = _metric(run, start, stop, uniform)
+        samples = _drawn(run, (start + stop) / 2, forgotten, kept, share, metric, estimator, generator)
         total += metric.length
         if delta is None:
             delta = vectors.zeros_like(metric.scale)
@@ -139,8 +149,7 @@ def follow(run: Run, chosen: Indices, estimator: Linearised, bar: Phase) -> Vect
     assert delta is not None
     assert metric is not None
     if estimator.polish:
-        samples = _drawn(run, chosen, kept, estimator, generator)
-        delta = _polished(run, delta, metric, _POLISHED * total, samples, estimator.polish)
+        delta = _polished(run, delta, metric, _POLISHED * total, forgotten, uniform, share, estimator.polish)
         bar.advance()
     return delta
 
@@ -150,13 +159,28 @@ def last_state(trajectory: Trajectory) -> Checkpoint:
     return trajectory.final or trajectory.stored[-1]
 
 
-def _drawn(run: Run, chosen: Indices, kept: Indices, estimator: Linearised, generator: np.random.Generator) -> _Set:
+def _uniform(run: Run, kept: Indices, estimator: Linearised, generator: np.random.Generator) -> SampleSet:
+    """Kept samples that stand for all wherever it is not the change that is followed."""
     count = estimator.curvature_samples
-    if count is not None and count < len(kept):
-        kept = np.sort(generator.choice(kept, count, replace=False))
-    return _Set(
-        _held(run, chosen, "the samples"), _held(run, kept, "the curvature set"), len(chosen) / run.dataset_size
-    )
+    if count is not None and _WIDER * count < len(kept):
+        kept = np.sort(generator.choice(kept, _WIDER * count, replace=False))
+    return _held(run, kept, "the kept samples")
+
+
+def _drawn(
+    run: Run, step: float, forgotten: SampleSet, kept: Indices, share: float, metric: _Metric, estimator: Linearised,
+    generator: np.random.Generator,
+) -> _Set:  # fmt: skip
+    """The samples of an interval, by their relevance at a step."""
+
+    def relevant(samples: SampleSet) -> npt.NDArray[np.float64]:
+        with frozen(run.task.model):
+            loss = PerSampleLoss(run.task, _state_at(run.trajectory, step), run.names)
+            return relevance(loss, forgotten, samples, metric.scale, generator)
+
+    held = partial(_held, run)
+    chosen, weights = drawn(kept, estimator.curvature_samples, held, relevant, generator)
+    return _Set(forgotten, held(chosen, "the curvature set"), torch.from_numpy(weights), share)
 
 
 def _held(run: Run, samples: Indices, name: str) -> SampleSet:
@@ -207,26 +231,31 @@ def _stage(
     """An implicit step of a share of the interval, from the anchor."""
     with frozen(run.task.model):
         loss = PerSampleLoss(run.task, _state_at(run.trajectory, step), run.names)
-        forgotten = mean_gradient(loss, samples.forgotten).gradient
-        kept = mean_gradient(loss, samples.kept).gradient
-        pull = vectors.add(vectors.scale(kept, 1 - samples.share), forgotten, samples.share)
 
         def linearised(delta: Vector) -> MeanLoss:
-            return linearised_gradient(loss, samples.kept, delta)
+            return linearised_gradient(loss, samples.kept, samples.weights, delta)
 
+        kept = linearised(vectors.zeros_like(anchor)).gradient
+        forgotten = mean_gradient(loss, samples.forgotten).gradient
+        pull = vectors.add(vectors.scale(kept, 1 - samples.share), forgotten, samples.share)
         return _proximal(linearised, 1 - samples.share, pull, anchor, metric, share * metric.length, iterations)
 
 
-def _polished(run: Run, delta: Vector, metric: _Metric, length: float, samples: _Set, iterations: int) -> Vector:
-    """Towards where the kept samples pull no more, and no less, than they did at the end of the training."""
+def _polished(
+    run: Run, delta: Vector, metric: _Metric, length: float, forgotten: SampleSet, kept: SampleSet, share: float,
+    iterations: int,
+) -> Vector:  # fmt: skip
+    """A last, short implicit step at the end of the training, of the network as it is."""
     with frozen(run.task.model):
         loss = PerSampleLoss(run.task, last_state(run.trajectory).state, run.names)
-        pull = vectors.scale(mean_gradient(loss, samples.kept).gradient, 1 - samples.share)
+        pull = vectors.scale(mean_gradient(loss, kept).gradient, 1 - share)
+        # Without the push of the forgotten samples, what is stiff would return to where it was.
+        pull = vectors.add(pull, mean_gradient(loss, forgotten).gradient, share)
 
         def real(delta: Vector) -> MeanLoss:
-            return mean_gradient(loss, samples.kept, at=vectors.add(loss.parameters, delta))
+            return mean_gradient(loss, kept, at=vectors.add(loss.parameters, delta))
 
-        return _proximal(real, 1 - samples.share, pull, delta, metric, length, iterations)
+        return _proximal(real, 1 - share, pull, delta, metric, length, iterations)
 
 
 def _proximal(

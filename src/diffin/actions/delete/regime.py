@@ -19,7 +19,7 @@ from diffin.vectors import Vector
 
 FRACTIONS = (0.25, 0.5, 1.0)
 
-LARGEST_SLIP = 0.1
+LARGEST_SLIP = 0.03
 """By how much the loss of kept samples may rise, as a share of what training took off it."""
 
 
