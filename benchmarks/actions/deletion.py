@@ -73,6 +73,8 @@ def main() -> None:
         for which in arguments.sets:
             cells = [read_json(folder / f"{name}_{seed}_{which}.json")["methods"] for seed in range(seeds)]
             print(tabled(f"{name}, {which}, {seeds} seed{'s' if seeds > 1 else ''}", cells))
+    for name in arguments.data:
+        print(overview(f"{name}: gap closed; attack", folder, name, arguments.sets, seeds))
 
 
 def _warm_up(case: Case) -> None:
@@ -200,6 +202,25 @@ def tabled(title: str, cells: list[dict[str, Any]]) -> str:
             spread = forms[column].replace("+", "").format(float(np.ptp(values)) / 2)
             texts.append(f"{text} ± {spread}" if len(values) > 1 else text)
         table.add(method, *texts, str(sum(bool(row.get("refused")) for row in rows) or ""))
+    return table.markdown()
+
+
+def overview(title: str, folder: Path, name: str, sets: list[str], seeds: int) -> str:
+    """Every method on every set: the gap and the attack, and what became of the rest where it was worst."""
+    table = Table(title, "method", *sets, "kept, worst", "test, worst", "time")
+    for method in METHODS:
+        found = {
+            which: [read_json(folder / f"{name}_{seed}_{which}.json")["methods"][method] for seed in range(seeds)]
+            for which in sets
+        }
+        means = {
+            column: {which: float(np.mean([row[column] for row in rows])) for which, rows in found.items()}
+            for column in ("gap", "attack", "kept", "test", "time")
+        }
+        spread = {which: float(np.ptp([row["gap"] for row in rows]) / 2) for which, rows in found.items()}
+        cells = [f"{means['gap'][w]:.0%} ± {100 * spread[w]:.0f}; {means['attack'][w]:+.3f}" for w in sets]
+        worst = [f"{max(means[column].values(), key=abs):+.1f}" for column in ("kept", "test")]
+        table.add(method, *cells, *worst, f"{np.mean(list(means['time'].values())):.2f}")
     return table.markdown()
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffin import checked, reading
 from diffin.errors import ProbeError
 from diffin.files import check_regular, read_json, write_atomically
+from diffin.tensor_files import save_tensors
 
 FORMAT_VERSION = 1
 INDEX = "probes.json"
@@ -77,10 +77,8 @@ def load(path: Path, digest: str | None) -> dict[str, Tensor]:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    # A contiguous copy each: safetensors refuses tensors that share memory, as tied weights do.
-    own = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
     with writing(path.parent), write_atomically(path) as part:
-        save_file(own, str(part))
+        save_tensors(part, tensors)
         return digest_of(part)
 
 

@@ -23,7 +23,6 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffin import checked, reading
@@ -38,6 +37,7 @@ from diffin.rerun.rerun import SATURATION
 from diffin.rerun.state import floating
 from diffin.rerun.walk import backwards, stretches
 from diffin.task import PerSampleLoss, frozen
+from diffin.tensor_files import save_tensors
 
 Floats = npt.NDArray[np.float64]
 
@@ -179,8 +179,7 @@ def _save(folder: Path, identity: str, walked: _Walked) -> None:
     known = {"identity": identity, "until": walked.until, "distance": walked.distance, "queries": len(walked.adjoints)}
     folder.mkdir(parents=True, exist_ok=True)
     with write_atomically(folder / _PROGRESS) as part:
-        own = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-        save_file(own, str(part), {"walk": json.dumps(known)})
+        save_tensors(part, tensors, {"walk": json.dumps(known)})
 
 
 def forget(folder: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffin import reading, vectors
@@ -19,6 +18,7 @@ from diffin.errors import DatasetError, DiffinError
 from diffin.files import parse_json, write_atomically
 from diffin.sources import Collate, Indices, open_source
 from diffin.task import PerSampleLoss, Task, frozen
+from diffin.tensor_files import save_tensors
 from diffin.vectors import Vector
 
 _FORMAT = 1
@@ -96,15 +96,12 @@ class ParameterInfluence:
         """Write a safetensors file, its description in the metadata as JSON. It takes the place of another one."""
         path = Path(path)
         parts = {"vector": self.vector, "buffers": self.buffers, "state": self.state}
-        # A copy each: safetensors refuses tensors that share memory, as tied weights do.
-        tensors = {
-            f"{part}/{n}": t.detach().cpu().clone().contiguous() for part, v in parts.items() for n, t in v.items()
-        }
+        tensors = {f"{part}/{n}": t for part, v in parts.items() for n, t in v.items()}
         tensors["samples"] = torch.from_numpy(self.samples.copy())
         described = json.dumps({"format": _FORMAT, **self.metadata})
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(path) as part:
-            save_file(tensors, str(part), {_KEY: described})
+            save_tensors(part, tensors, {_KEY: described})
 
     @classmethod
     def open(cls, path: str | Path) -> ParameterInfluence:

@@ -10,18 +10,18 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffin import checked, reading
 from diffin.errors import RecordingError, TrajectoryError
 from diffin.files import PART_SUFFIX, check_regular, read_json, sync_folder, write_json
+from diffin.tensor_files import save_tensors
 
 _MODEL = "model.safetensors"
 _TRAINING = "training.safetensors"
@@ -200,25 +200,10 @@ def check_storable(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> int:
-    save_file(_independent(tensors.items()), str(path))
+    save_tensors(path, tensors)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
     return _crc32(path)
-
-
-def _independent(items: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors of which no two share memory, as safetensors demands; copied only where needed."""
-    result: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in items:
-        own = tensor.detach().to("cpu").contiguous()
-        storage = own.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != own.nbytes or own.is_conj() or own.is_neg():
-            own = own.clone().resolve_conj().resolve_neg()
-            storage = own.untyped_storage()
-        seen.add(storage.data_ptr())
-        result[name] = own
-    return result
 
 
 def _crc32(path: Path) -> int:

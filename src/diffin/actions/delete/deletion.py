@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffin import reading
@@ -16,6 +15,7 @@ from diffin.errors import DiffinError
 from diffin.files import read_json, write_atomically, write_json
 from diffin.parameters.influence import sample_indices
 from diffin.sources import Indices
+from diffin.tensor_files import save_tensors
 
 _FORMAT = 1
 _MODEL, _SAMPLES, CERTIFICATE = "model.safetensors", "samples.safetensors", "certificate.json"
@@ -65,12 +65,10 @@ class Deletion:
         folder.mkdir(parents=True, exist_ok=True)
         # First away and last back, so that a certificate never stands beside the model of another deletion.
         (folder / CERTIFICATE).unlink(missing_ok=True)
-        # A copy each: safetensors refuses tensors that share memory, as tied weights do.
-        state = {name: t.detach().cpu().clone().contiguous() for name, t in self.state.items()}
-        parts = {_MODEL: state, _SAMPLES: {"samples": torch.from_numpy(self.samples.copy())}}
+        parts = {_MODEL: self.state, _SAMPLES: {"samples": torch.from_numpy(self.samples.copy())}}
         for name, tensors in parts.items():
             with write_atomically(folder / name) as part:
-                save_file(tensors, str(part))
+                save_tensors(part, tensors)
         write_json(folder / CERTIFICATE, {"format": _FORMAT, **self.certificate.to_json()})
 
     @classmethod
