@@ -1,6 +1,7 @@
 """What self-influence costs over plain inference, and how well a few eigenpairs rank samples.
 
-    python benchmarks/self_influence.py [--samples 10000] [--epochs 5] [--exact 500] [--queries 100] [--repetitions 3] [--kinked]
+    python benchmarks/self_influence.py [--samples 10000] [--epochs 5] [--exact 500] [--queries 100] [--repetitions 3]
+                                        [--kinked]
 
 On Fashion-MNIST with a CNN of 105,866 parameters and five checkpoints. Times are medians of repetitions that take turns, the
 exact mode's from its first 100 samples; the rank correlation is with the exact mode on `--exact` samples, and of `Unrolled`

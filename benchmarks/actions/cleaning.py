@@ -173,22 +173,24 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
 
 def table(wanted: list[Cell]) -> str:
     """Means over the seeds that are there."""
-    shown = Table(
-        "Average precision and AUROC of finding wrong labels",
-        "data", "noise", "net", "seeds", "clean", "best single signal", "difference [95 %]", "clean, with a clean query",
-        "influence on it", "AUROC clean / best", "ECE", "noise rate: found / true",
-        "accuracy: as is, by clean, by best, correct",
-    )  # fmt: skip
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for cell in wanted:
         path = next((p for p in (place(cell, True), place(cell, False)) if p.is_file()), None)
         if path is not None:
             groups.setdefault((cell.data, cell.noise, cell.regime), []).append(json.loads(path.read_text()))
+    seeds = [len(found) for found in groups.values()]
+    asked = any("query_influence" in f.get("ap", {}) for found in groups.values() for f in found)
+    shown = Table(
+        f"Average precision and AUROC of finding wrong labels, {min(seeds)} to {max(seeds)} seeds",
+        "data", "noise", "net", "clean", "best single signal", "difference [95 %]", "with a clean query",
+        *(["influence on it"] if asked else []), "AUROC clean / best", "ECE", "noise rate: found / true",
+        "accuracy: as is, by clean, by best, correct",
+    )  # fmt: skip
     for (data, noise, regime), found in groups.items():
         if "ap" not in found[0]:
             rates = f"{_mean([f[FUSED]['noise_rate'] for f in found])} / 0"
             ece = _mean([f[FUSED]["ece"] for f in found])
-            shown.add(data, noise, regime, str(len(found)), *["-"] * 6, ece, rates, "-")
+            shown.add(data, noise, regime, *["-"] * (5 + asked), ece, rates, "-")
             continue
         known = set.intersection(*(set(f["ap"]) for f in found))  # some with --influence, some without
         precision = {name: np.mean([f["ap"][name] for f in found]) for name in found[0]["ap"] if name in known}
@@ -201,12 +203,11 @@ def table(wanted: list[Cell]) -> str:
             data,
             noise,
             regime,
-            str(len(found)),
             f"{precision[FUSED]:.3f}",
             f"{precision[best]:.3f} {best}",
             f"{middle:+.3f} [{low:+.3f}, {high:+.3f}]{mark}",
             f"{precision[WITH_QUERY]:.3f}",
-            f"{precision['query_influence']:.3f}" if "query_influence" in precision else "-",
+            *([f"{precision['query_influence']:.3f}" if "query_influence" in precision else "-"] if asked else []),
             " / ".join(_mean([f["auroc"][name] for f in found]) for name in (FUSED, best)),
             _mean([f[FUSED]["ece"] for f in found]),
             f"{_mean([f[FUSED]['noise_rate'] for f in found])} / {_mean([f['rate'] for f in found])}",
