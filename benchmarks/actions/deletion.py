@@ -206,21 +206,23 @@ def tabled(title: str, cells: list[dict[str, Any]]) -> str:
 
 
 def overview(title: str, folder: Path, name: str, sets: list[str], seeds: int) -> str:
-    """Every method on every set: the gap and the attack, and what became of the rest where it was worst."""
+    """Every method on every set: the gap and the attack, and the accuracies where they are worst; of what was not refused."""
     table = Table(title, "method", *sets, "kept, worst", "test, worst", "time")
     for method in METHODS:
-        found = {
-            which: [read_json(folder / f"{name}_{seed}_{which}.json")["methods"][method] for seed in range(seeds)]
-            for which in sets
-        }
-        means = {
-            column: {which: float(np.mean([row[column] for row in rows])) for which, rows in found.items()}
-            for column in ("gap", "attack", "kept", "test", "time")
-        }
-        spread = {which: float(np.ptp([row["gap"] for row in rows]) / 2) for which, rows in found.items()}
-        cells = [f"{means['gap'][w]:.0%} ± {100 * spread[w]:.0f}; {means['attack'][w]:+.3f}" for w in sets]
-        worst = [f"{max(means[column].values(), key=abs):+.1f}" for column in ("kept", "test")]
-        table.add(method, *cells, *worst, f"{np.mean(list(means['time'].values())):.2f}")
+        cells, worst, times = [], {"kept": 0.0, "test": 0.0}, []
+        for which in sets:
+            rows = [read_json(folder / f"{name}_{seed}_{which}.json")["methods"][method] for seed in range(seeds)]
+            held = [row for row in rows if not row.get("refused")]
+            refused = f" ({seeds - len(held)} refused)" if len(held) < seeds else ""
+            times += [row["time"] for row in rows]
+            if not held:
+                cells.append(refused.strip())
+                continue
+            gaps, attack = [row["gap"] for row in held], np.mean([row["attack"] for row in held])
+            cells.append(f"{np.mean(gaps):.0%} ± {50 * np.ptp(gaps):.0f}; {attack:+.3f}{refused}")
+            for column in worst:
+                worst[column] = max(worst[column], float(np.mean([row[column] for row in held])), key=abs)
+        table.add(method, *cells, *(f"{value:+.1f}" for value in worst.values()), f"{np.mean(times):.2f}")
     return table.markdown()
 
 
