@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from deletion_runs import clusters, network
 from torch.func import functional_call, hessian, jacrev
 
-from diffin.actions.delete.drawing import drawn, probabilities, relevance
+from diffin.actions.delete.drawing import candidates, drawn, probabilities, relevance
 from diffin.derivatives.gradient import SampleSet
 from diffin.task import PerSampleLoss, frozen
 from diffin.tasks import Classification
@@ -38,7 +38,7 @@ def test_draws_have_the_chances_asked_for_and_weights_that_take_them_back() -> N
     generator = np.random.default_rng(2)
     times, means = np.zeros(40), []
     for _ in range(3000):
-        chosen, weights = drawn(kept, 12, lambda s, _: SampleSet(lambda: [s], ""), lambda _: relevant, generator)
+        chosen, weights = drawn(kept, 12, lambda: relevant, generator)
         assert len(chosen) == 12
         assert (np.diff(chosen) > 0).all()
         assert weights.sum() == pytest.approx(1)
@@ -50,20 +50,16 @@ def test_draws_have_the_chances_asked_for_and_weights_that_take_them_back() -> N
 
 def test_all_are_taken_where_there_are_no_more() -> None:
     for count in (None, 5, 9):
-        chosen, weights = drawn(np.arange(5), count, None, None, np.random.default_rng(0))  # type: ignore[arg-type]
+        chosen, weights = drawn(np.arange(5), count, None, np.random.default_rng(0))  # type: ignore[arg-type]
         np.testing.assert_array_equal(chosen, np.arange(5))
         np.testing.assert_allclose(weights, 0.2)
 
 
 def test_only_so_many_candidates_are_looked_at() -> None:
-    looked = []
-
-    def held(samples: Any, name: str) -> SampleSet:
-        looked.append(len(samples))
-        return SampleSet(lambda: [samples], name)
-
-    drawn(np.arange(10_000), 4, held, lambda _: np.ones(64), np.random.default_rng(0))
-    assert looked == [64]
+    generator = np.random.default_rng(0)
+    assert len(candidates(np.arange(10_000), 4, generator)) == 64
+    np.testing.assert_array_equal(candidates(np.arange(64), 4, generator), np.arange(64))
+    np.testing.assert_array_equal(candidates(np.arange(10_000), None, generator), np.arange(10_000))
 
 
 def test_relevance_is_that_of_the_dense_matrices() -> None:

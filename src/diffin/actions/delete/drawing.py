@@ -35,30 +35,30 @@ _UNIFORM = 0.3
 """Share of the chances that all samples have alike: no weight is more than so much above the mean's."""
 
 _CANDIDATES = 16
-"""Samples that are looked at for one that is drawn: the look is one of some dozen passes then, however large the set."""
+"""Samples that are looked at for one that is drawn: what the looks cost does not grow with the training set."""
+
+
+def candidates(kept: Indices, count: int | None, generator: np.random.Generator) -> Indices:
+    """Those of the kept samples that are looked at, ascending."""
+    if count is None or len(kept) <= _CANDIDATES * count:
+        return kept
+    return np.sort(generator.choice(kept, _CANDIDATES * count, replace=False))
 
 
 def drawn(
-    kept: Indices,
-    count: int | None,
-    held: Callable[[Indices, str], SampleSet],
-    relevance: Callable[[SampleSet], Floats],
-    generator: np.random.Generator,
+    kept: Indices, count: int | None, relevance: Callable[[], Floats], generator: np.random.Generator
 ) -> tuple[Indices, Floats]:
     """Samples, ascending, and their weights, which add up to one.
 
     Args:
         kept: to choose from, ascending.
         count: how many; ``None`` for all.
-        held: reads samples.
-        relevance: of samples, 0 or more: see :func:`relevance`.
+        relevance: of each of them, 0 or more, if it is asked for: see :func:`relevance`.
         generator: of the draws.
     """
     if count is None or count >= len(kept):
         return kept, np.full(len(kept), 1 / len(kept))
-    if len(kept) > _CANDIDATES * count:
-        kept = np.sort(generator.choice(kept, _CANDIDATES * count, replace=False))
-    chances = probabilities(relevance(held(kept, "the kept samples")), count)
+    chances = probabilities(relevance(), count)
     # Systematic: along the line of all chances, one after the other in random order, every whole number falls on a sample.
     order = generator.permutation(len(kept))
     ends = np.cumsum(chances[order]) + generator.random()

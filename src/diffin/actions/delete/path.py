@@ -27,12 +27,11 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from diffin import vectors
-from diffin.actions.delete.drawing import drawn, relevance
+from diffin.actions.delete.drawing import candidates, drawn, relevance
 from diffin.actions.delete.estimator import Linearised
 from diffin.actions.delete.linearised import linearised_gradient
 from diffin.actions.delete.minimise import minimise
@@ -128,17 +127,24 @@ def follow(run: Run, chosen: Indices, estimator: Linearised, bar: Phase) -> Vect
     generator = np.random.default_rng(estimator.seed)
     kept = np.setdiff1d(np.arange(run.train.length or run.dataset_size), chosen)
     forgotten, uniform = _held(run, chosen, "the samples"), _uniform(run, kept, estimator, generator)
+    kept = candidates(kept, estimator.curvature_samples, generator)
+    looked = _held(run, kept, "the kept samples")
     share = len(chosen) / run.dataset_size
     delta: Vector | None = None
     total = 0.0
     metric: _Metric | None = None
     for start, stop in pairwise(boundaries(trajectory, estimator.intervals)):
         metric = _metric(run, start, stop, uniform)
-        samples = _drawn(run, (start + stop) / 2, forgotten, kept, share, metric, estimator, generator)
         total += metric.length
         if delta is None:
             delta = vectors.zeros_like(metric.scale)
         if metric.length:
+            with frozen(run.task.model):
+                loss = PerSampleLoss(run.task, _state_at(trajectory, (start + stop) / 2), run.names)
+                relevant = partial(relevance, loss, forgotten, looked, metric.scale, generator)
+                picked, weights = drawn(kept, estimator.curvature_samples, relevant, generator)
+            curvature = _held(run, picked, "the curvature set")
+            samples = _Set(forgotten, curvature, torch.from_numpy(weights), share)
             middle = _stage(run, start + _GAMMA * (stop - start), delta, _GAMMA, metric, samples, estimator.iterations)
             bar.advance()
             # What the first stage says of the slope at the middle carries on to the end.
@@ -165,22 +171,6 @@ def _uniform(run: Run, kept: Indices, estimator: Linearised, generator: np.rando
     if count is not None and _WIDER * count < len(kept):
         kept = np.sort(generator.choice(kept, _WIDER * count, replace=False))
     return _held(run, kept, "the kept samples")
-
-
-def _drawn(
-    run: Run, step: float, forgotten: SampleSet, kept: Indices, share: float, metric: _Metric, estimator: Linearised,
-    generator: np.random.Generator,
-) -> _Set:  # fmt: skip
-    """The samples of an interval, by their relevance at a step."""
-
-    def relevant(samples: SampleSet) -> npt.NDArray[np.float64]:
-        with frozen(run.task.model):
-            loss = PerSampleLoss(run.task, _state_at(run.trajectory, step), run.names)
-            return relevance(loss, forgotten, samples, metric.scale, generator)
-
-    held = partial(_held, run)
-    chosen, weights = drawn(kept, estimator.curvature_samples, held, relevant, generator)
-    return _Set(forgotten, held(chosen, "the curvature set"), torch.from_numpy(weights), share)
 
 
 def _held(run: Run, samples: Indices, name: str) -> SampleSet:
