@@ -121,6 +121,16 @@ def test_what_makes_no_sense_is_one_sentence(folder, arguments, said, monkeypatc
     assert "Traceback" not in told
 
 
+def test_quiet_is_heard_where_no_argument_reaches(folder, monkeypatch, capsys):
+    # As of a dataset that makes an index when it is first asked for a sample.
+    shows = "    from diffin.progress import phase\n    with phase('indexing', 1, show=True) as bar:\n        bar.advance()\n"
+    (folder / "indexing.py").write_text((PROBLEM % "train").replace("def problem():\n", f"def problem():\n{shows}"))
+    for quiet in ("--quiet", "--no-resume"):
+        run_here("score", "indexing.py", "run", "-o", "q", *ASKED, quiet, cwd=folder, monkeypatch=monkeypatch)
+        told = capsys.readouterr().err
+        assert ("indexing" in told, "scoring" in told) == ((quiet != "--quiet"),) * 2
+
+
 @pytest.mark.slow
 def test_ray_workers_load_the_problem_file(folder):
     pytest.importorskip("ray")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import diffin
-from diffin.progress import phase
+from diffin.progress import phase, silenced
 
 
 def test_importing_installs_no_handler() -> None:
@@ -46,3 +46,12 @@ def test_progress_is_one_line_on_standard_error_where_there_is_no_terminal(capfd
     with phase("scoring", 3, show=False) as bar:
         bar.advance()
     assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_is_shown_in_silence_and_everything_after_it(capfd: pytest.CaptureFixture[str]) -> None:
+    with silenced(), phase("scoring", 3, show=True) as bar:
+        bar.advance()
+    assert capfd.readouterr() == ("", "")
+    with phase("scoring", 3, show=True):
+        pass
+    assert "scoring" in capfd.readouterr().err

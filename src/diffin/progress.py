@@ -5,10 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+_silent = ContextVar("_silent", default=False)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Show no phase at all, whoever asks: also of what no argument reaches, such as the index that a dataset makes."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
 
 
 class Phase:
@@ -36,7 +49,7 @@ def phase(description: str, total: int | None, *, show: bool) -> Iterator[Phase]
         total: units of work; ``None`` when unknown.
         show: ``False`` for silence.
     """
-    if not show:
+    if not show or _silent.get():
         yield Phase()
         return
     # Imported where it is used, to keep `import diffin` fast.

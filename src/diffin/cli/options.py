@@ -11,6 +11,7 @@ import typer
 
 import diffin
 from diffin.errors import DiffinError
+from diffin.progress import silenced
 
 ProblemFile = Annotated[
     Path,
@@ -59,7 +60,15 @@ Settings = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the draws of the estimator.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+def _silence(context: typer.Context, quiet: bool) -> bool:
+    if quiet:
+        context.with_resource(silenced())
+    return quiet
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_silence, help="No progress bars.")]
 
 
 ESTIMATORS: dict[str, type[diffin.Estimator]] = {
