@@ -81,13 +81,15 @@ def test_a_list_in_the_place_of_the_optimizer_state(recorded: Path, tmp_path: Pa
         read_everything(tmp_path / "run")
 
 
-@pytest.mark.parametrize("rates", [[None], None, [], [0.1, 0.1]])
-def test_a_step_without_its_learning_rate(rates: list[float | None] | None, recorded: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [[[None]], [None], [[]], [[0.1, 0.1]], [[], [0.1, 0.1]]])
+def test_a_step_without_its_learning_rate(
+    first: list[list[float | None] | None], recorded: Path, tmp_path: Path
+) -> None:
     shutil.copytree(recorded, tmp_path / "run")
     path = tmp_path / "run" / FILES[3]
     table = pq.read_table(path)
     place = table.schema.get_field_index("learning_rates")
-    values = [rates, *table["learning_rates"].to_pylist()[1:]]
+    values = [*first, *table["learning_rates"].to_pylist()[len(first) :]]
     pq.write_table(table.set_column(place, "learning_rates", [values]), path)
     with pytest.raises(TrajectoryError, match=r"000000000001\.parquet does not hold one learning rate for each"):
         read_everything(tmp_path / "run")

@@ -168,8 +168,9 @@ class StepLog:
                     f"{path} does not continue the step log at step {total}: a segment before it is missing or was "
                     "replaced; restore it, or record the training again"
                 )
-            values = table["learning_rates"].combine_chunks().flatten()
-            if len(values) != rows * groups or values.null_count:
+            lists = table["learning_rates"].combine_chunks()
+            values = lists.flatten()
+            if not (np.diff(lists.offsets.to_numpy()) == groups).all() or values.null_count:
                 raise TrajectoryError(f"{path} does not hold one learning rate for each of {groups} parameter groups")
             rates.append(values.to_numpy().reshape(rows, groups))
             clips.append(table["clip_coefficient"].fill_null(1.0).to_numpy())
