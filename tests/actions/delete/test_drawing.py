@@ -57,8 +57,8 @@ def test_all_are_taken_where_there_are_no_more() -> None:
 
 def test_only_so_many_candidates_are_looked_at() -> None:
     generator = np.random.default_rng(0)
-    assert len(candidates(np.arange(10_000), 4, generator)) == 64
-    np.testing.assert_array_equal(candidates(np.arange(64), 4, generator), np.arange(64))
+    assert len(candidates(np.arange(10_000), 16, generator)) == 64
+    np.testing.assert_array_equal(candidates(np.arange(64), 16, generator), np.arange(64))
     np.testing.assert_array_equal(candidates(np.arange(10_000), None, generator), np.arange(10_000))
 
 

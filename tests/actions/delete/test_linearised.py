@@ -14,6 +14,7 @@ from torch.func import functional_call, jacrev
 
 from diffin.actions.delete.linearised import linearised_gradient, linearised_losses
 from diffin.actions.delete.minimise import minimise
+from diffin.actions.delete.path import _Curvature, _Metric
 from diffin.derivatives.gradient import SampleSet
 from diffin.errors import DerivativeError
 from diffin.task import PerSampleLoss, Task, frozen
@@ -93,5 +94,64 @@ def test_a_quadratic_is_minimised() -> None:
         product = matrix @ x["x"]
         return float(x["x"] @ product / 2 - target @ x["x"]), {"x": product - target}
 
-    found = minimise(quadratic, {"x": torch.zeros(12, dtype=torch.float64)}, 60)
+    found, _ = minimise(quadratic, {"x": torch.zeros(12, dtype=torch.float64)}, 60)
     torch.testing.assert_close(found["x"], torch.linalg.solve(matrix, target), rtol=1e-5, atol=1e-6)
+
+
+def test_what_one_minimisation_saw_helps_the_next() -> None:
+    generator = torch.Generator().manual_seed(1)
+    root = torch.randn(40, 40, generator=generator, dtype=torch.float64)
+    matrix = root @ root.T + torch.eye(40)
+    evaluated = 0
+
+    def quadratic(target: Tensor) -> Any:
+        def function(x: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
+            nonlocal evaluated
+            evaluated += 1
+            product = matrix @ x["x"]
+            return float(x["x"] @ product / 2 - target @ x["x"]), {"x": product - target}
+
+        return function
+
+    targets = torch.randn(2, 40, generator=generator, dtype=torch.float64)
+    start = {"x": torch.zeros(40, dtype=torch.float64)}
+    _, pairs = minimise(quadratic(targets[0]), start, 60)
+    for step, change in pairs:
+        torch.testing.assert_close(matrix @ step["x"], change["x"])
+    errors = []
+    solution = torch.linalg.solve(matrix, targets[1])
+    for known in ([], pairs):
+        evaluated = 0
+        found, _ = minimise(quadratic(targets[1]), start, 15, known)
+        errors.append(float((found["x"] - solution).norm() / solution.norm()))
+        assert evaluated <= 1 + 15 + 15 // 2
+    assert errors[1] < 0.01 * errors[0]
+
+
+def test_a_function_that_falls_without_end_is_left_alone() -> None:
+    def falling(x: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
+        return float(-x["x"].sum()), {"x": -torch.ones_like(x["x"])}
+
+    found, pairs = minimise(falling, {"x": torch.zeros(3)}, 5)
+    assert not found["x"].any()
+    assert not pairs
+
+
+def test_curvature_is_carried_from_one_metric_to_another() -> None:
+    generator = torch.Generator().manual_seed(2)
+    hessian = torch.diag(torch.rand(5, generator=generator, dtype=torch.float64) + 0.5)
+    learned = _Curvature(3)
+
+    def coordinates(scale: Tensor, length: float) -> tuple[_Metric, Tensor]:
+        """A metric, and the Hessian of a stage in its coordinates."""
+        whole = torch.diag(scale) @ hessian @ torch.diag(scale) + torch.eye(5, dtype=torch.float64) / length
+        return _Metric({"x": scale}, length, {"x": 0.0}, {"x": 0.0}), whole
+
+    first, whole = coordinates(torch.rand(5, generator=generator, dtype=torch.float64) + 0.1, 0.7)
+    steps = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    learned.learn([({"x": step}, {"x": whole @ step}) for step in steps], first, 0.7)
+    second, whole = coordinates(torch.rand(5, generator=generator, dtype=torch.float64) + 0.1, 3.0)
+    seen = learned.taken(second, 3.0)
+    assert len(seen) == 4
+    for step, change in seen:
+        torch.testing.assert_close(whole @ step["x"], change["x"])

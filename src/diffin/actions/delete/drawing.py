@@ -34,7 +34,7 @@ _SIGNS = 4
 _UNIFORM = 0.3
 """Share of the chances that all samples have alike: no weight is more than so much above the mean's."""
 
-_CANDIDATES = 16
+_CANDIDATES = 4
 """Samples that are looked at for one that is drawn: what the looks cost does not grow with the training set."""
 
 

@@ -21,7 +21,8 @@ class Linearised:
     Attributes:
         intervals: parts of the training at most, each passed by two implicit stages; ``None`` for 5, and 10 for sets above a
             twentieth of the training set.
-        iterations: of the minimisation in a stage; each takes about two gradients of the curvature set.
+        iterations: of the minimisation in a stage; each takes a gradient of the curvature set, which is
+            twice as dear as one of training.
         curvature_samples: kept samples that stand for all, drawn anew in every interval; ``None`` for all.
         polish: iterations on the loss of the real network at the end, which take back what linearising broke; 0 for none.
         seed: of the draws.
@@ -29,7 +30,7 @@ class Linearised:
 
     intervals: int | None = None
     iterations: int = 15
-    curvature_samples: int | None = 512
+    curvature_samples: int | None = 2048
     polish: int = 10
     seed: int = 0
 

@@ -1,46 +1,120 @@
-"""Minimising a function of a vector in parameter space, by L-BFGS with a line search."""
+"""Minimising a function of a vector in parameter space, by L-BFGS that can go on with what another function taught it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from diffin import vectors
 from diffin.vectors import Vector
 
 Function = Callable[[Vector], tuple[float, Vector]]
 """Its value at a point, and its gradient there."""
 
+Pair = tuple[Vector, Vector]
+"""A displacement, and the change of the gradient along it."""
 
-def minimise(function: Function, start: Vector, iterations: int) -> Vector:
-    """A point lower than the start, after some iterations of L-BFGS (Liu and Nocedal, 1989) with strong Wolfe conditions.
+_FALLING, _RISING = 0.9, 0.8
+"""A step ends where no more than this share of the slope is left, or has turned into its opposite."""
+_ROUNDING = 1e-6
+"""Values may rise by this share of themselves: in single precision they do."""
+_LONGER = 30.0
+_TRIES = 8
 
-    On a quadratic they are conjugate gradients, with one gradient each in the place of a product with the Hessian. An
-    iteration takes 1.3 gradients about.
+
+@dataclass(frozen=True)
+class _Place:
+    """A point, the value there and the gradient."""
+
+    point: Vector
+    value: float
+    gradient: Vector
+
+
+def minimise(
+    function: Function, start: Vector, iterations: int, pairs: Iterable[Pair] = ()
+) -> tuple[Vector, list[Pair]]:
+    """A point lower than the start, after some iterations of L-BFGS (Liu and Nocedal, 1989), and what they saw.
+
+    On a quadratic they are conjugate gradients, with one gradient each in the place of a product with the Hessian. Steps are
+    accepted by slopes, as values of nearly equal points differ by less than they are rounded by. An iteration takes little
+    more than one gradient.
 
     Args:
-        function: to be minimised.
+        function: to be minimised; nearly convex.
         start: where from.
         iterations: how many, at most.
+        pairs: of a function of much the same curvature, the oldest first. They stand in for those that are found on the way,
+            and a minimisation that would have to find them again begins where that one ended.
+
+    Returns:
+        The point, and the pairs found on the way.
     """
-    point = {name: t.detach().clone().requires_grad_() for name, t in start.items()}
-    optimizer = torch.optim.LBFGS(
-        list(point.values()),
-        max_iter=iterations,
-        max_eval=iterations + iterations // 2 + 1,
-        history_size=iterations,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=0.0,
-        tolerance_change=0.0,
-    )
+    known = list(pairs)
+    found: list[Pair] = []
+    here = _Place(start, *function(start))
+    left = iterations + iterations // 2
+    for _ in range(iterations):
+        direction = vectors.scale(_newton(known, here.gradient), -1.0)
+        slope = vectors.dot(here.gradient, direction)
+        if not (slope < 0 and math.isfinite(slope)):
+            break
+        first = 1.0 if known else min(1.0, 1.0 / math.sqrt(-slope))
+        there, tried = _along(function, here, direction, first, min(left, _TRIES))
+        left -= tried
+        if there is None:
+            break
+        pair = vectors.add(there.point, here.point, -1.0), vectors.add(there.gradient, here.gradient, -1.0)
+        if _is_convex(pair):
+            known.append(pair)
+            found.append(pair)
+        here = there
+    return here.point, found
 
-    def evaluate() -> Tensor:
-        value, gradient = function({name: t.detach() for name, t in point.items()})
-        for name, t in point.items():
-            t.grad = gradient[name].to(t)
-        # Of the precision that the line search compares values in.
-        return torch.tensor(value, dtype=torch.float64)
 
-    optimizer.step(evaluate)  # type: ignore[no-untyped-call,arg-type,unused-ignore]
-    return {name: t.detach() for name, t in point.items()}
+def _along(function: Function, here: _Place, direction: Vector, length: float, tries: int) -> tuple[_Place | None, int]:
+    """A place along a direction where the slope is nearly gone, or none, and how many gradients that took."""
+    slope = vectors.dot(here.gradient, direction)
+    short, falling, long = 0.0, slope, math.inf
+    for tried in range(1, tries + 1):
+        point = vectors.add(here.point, direction, length)
+        there = _Place(point, *function(point))
+        turned = vectors.dot(there.gradient, direction)
+        lower = there.value <= here.value + _ROUNDING * abs(here.value)
+        if lower and _FALLING * slope < turned <= -_RISING * slope:
+            return there, tried
+        if lower and turned < 0:
+            # To where the slope would be gone if it went on turning like this.
+            further = (length - short) * -turned / (turned - falling) if turned > falling else math.inf
+            short, falling = length, turned
+            length = min(length + further, _LONGER * length, (length + long) / 2)
+        else:
+            long = length
+            share = -falling / (turned - falling) if turned > 0 else 0.5
+            length = short + min(max(share, 0.1), 0.9) * (long - short)
+    return None, tries
+
+
+def _is_convex(pair: Pair) -> bool:
+    step, change = pair
+    product = vectors.dot(step, change)
+    return math.isfinite(product) and product > 1e-10 * vectors.norm(step) * vectors.norm(change)
+
+
+def _newton(pairs: Iterable[Pair], gradient: Vector) -> Vector:
+    """The inverse of the Hessian, as the pairs know it, times the gradient: the two loops of L-BFGS."""
+    seen = [(step, change, vectors.dot(step, change)) for step, change in pairs]
+    if not seen:
+        return gradient
+    found = gradient
+    taken = []
+    for step, change, product in reversed(seen):
+        share = vectors.dot(step, found) / product
+        found = vectors.add(found, change, -share)
+        taken.append(share)
+    _, change, product = seen[-1]
+    found = vectors.scale(found, product / vectors.dot(change, change))
+    for (step, change, product), share in zip(seen, reversed(taken), strict=True):
+        found = vectors.add(found, step, share - vectors.dot(change, found) / product)
+    return found

@@ -21,7 +21,8 @@ training steps. Two such stages an interval make the step of second order and st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -34,7 +35,7 @@ from diffin import vectors
 from diffin.actions.delete.drawing import candidates, drawn, relevance
 from diffin.actions.delete.estimator import Linearised
 from diffin.actions.delete.linearised import linearised_gradient
-from diffin.actions.delete.minimise import minimise
+from diffin.actions.delete.minimise import Pair, minimise
 from diffin.batches import batch_size, nbytes, to_device
 from diffin.derivatives.gradient import MeanLoss, SampleSet, mean_gradient
 from diffin.estimators.base import Run
@@ -53,6 +54,9 @@ _POLISHED = 0.02
 
 _WIDER = 4
 """Samples of the polish for one of an interval's: what it takes back it must not learn from a few."""
+
+_REMEMBERED = 2
+"""How many stages' pairs of vectors are kept."""
 
 _BATCH = 512
 _HELD_BYTES = 2**28
@@ -75,6 +79,34 @@ class _Set:
     kept: SampleSet
     weights: Tensor
     share: float
+
+
+class _Curvature:
+    """What the stages have seen of the curvature so far; it changes little from one to the next.
+
+    Args:
+        iterations: of a stage.
+    """
+
+    def __init__(self, iterations: int) -> None:
+        self._pairs: deque[Pair] = deque(maxlen=_REMEMBERED * iterations)
+
+    def taken(self, metric: _Metric, length: float) -> list[Pair]:
+        """All of it, in the coordinates of a stage of that length, what keeps it short included; nothing is held twice."""
+        unscale = inverse(metric.scale)
+        taken = []
+        while self._pairs:
+            step, change = self._pairs.popleft()
+            turned = vectors.multiply(step, unscale)
+            taken.append((turned, vectors.add(vectors.multiply(change, metric.scale), turned, 1 / length)))
+        return taken
+
+    def learn(self, pairs: Iterable[Pair], metric: _Metric, length: float) -> None:
+        """What a stage knew and found, in its coordinates."""
+        unscale = inverse(metric.scale)
+        for step, change in pairs:
+            own = vectors.multiply(vectors.add(change, step, -1 / length), unscale)
+            self._pairs.append((vectors.multiply(step, metric.scale), own))
 
 
 @dataclass(frozen=True)
@@ -133,6 +165,7 @@ def follow(run: Run, chosen: Indices, estimator: Linearised, bar: Phase) -> Vect
     delta: Vector | None = None
     total = 0.0
     metric: _Metric | None = None
+    curvature = _Curvature(estimator.iterations)
     for start, stop in pairwise(boundaries(trajectory, estimator.intervals)):
         metric = _metric(run, start, stop, uniform)
         total += metric.length
@@ -143,19 +176,20 @@ def follow(run: Run, chosen: Indices, estimator: Linearised, bar: Phase) -> Vect
                 loss = PerSampleLoss(run.task, _state_at(trajectory, (start + stop) / 2), run.names)
                 relevant = partial(relevance, loss, forgotten, looked, metric.scale, generator)
                 picked, weights = drawn(kept, estimator.curvature_samples, relevant, generator)
-            curvature = _held(run, picked, "the curvature set")
-            samples = _Set(forgotten, curvature, torch.from_numpy(weights), share)
-            middle = _stage(run, start + _GAMMA * (stop - start), delta, _GAMMA, metric, samples, estimator.iterations)
+            stand_ins = _held(run, picked, "the curvature set")
+            samples = _Set(forgotten, stand_ins, torch.from_numpy(weights), share)
+            stage = partial(_stage, run, _GAMMA, metric, samples, curvature, estimator.iterations)
+            middle = stage(start + _GAMMA * (stop - start), delta)
             bar.advance()
             # What the first stage says of the slope at the middle carries on to the end.
             ahead = vectors.add(delta, vectors.add(middle, delta, -1.0), (1 - _GAMMA) / _GAMMA)
-            delta = _stage(run, stop, ahead, _GAMMA, metric, samples, estimator.iterations)
+            delta = stage(stop, ahead)
             bar.advance()
     # A trajectory without checkpoints has been refused by now.
     assert delta is not None
     assert metric is not None
     if estimator.polish:
-        delta = _polished(run, delta, metric, _POLISHED * total, forgotten, uniform, share, estimator.polish)
+        delta = _polished(run, delta, metric, _POLISHED * total, forgotten, uniform, share, curvature, estimator.polish)
         bar.advance()
     return delta
 
@@ -216,8 +250,9 @@ def _state_at(trajectory: Trajectory, step: float) -> dict[str, Tensor]:
 
 
 def _stage(
-    run: Run, step: float, anchor: Vector, share: float, metric: _Metric, samples: _Set, iterations: int
-) -> Vector:
+    run: Run, share: float, metric: _Metric, samples: _Set, curvature: _Curvature, iterations: int, step: float,
+    anchor: Vector,
+) -> Vector:  # fmt: skip
     """An implicit step of a share of the interval, from the anchor."""
     with frozen(run.task.model):
         loss = PerSampleLoss(run.task, _state_at(run.trajectory, step), run.names)
@@ -228,12 +263,13 @@ def _stage(
         kept = linearised(vectors.zeros_like(anchor)).gradient
         forgotten = mean_gradient(loss, samples.forgotten).gradient
         pull = vectors.add(vectors.scale(kept, 1 - samples.share), forgotten, samples.share)
-        return _proximal(linearised, 1 - samples.share, pull, anchor, metric, share * metric.length, iterations)
+        length = share * metric.length
+        return _proximal(linearised, 1 - samples.share, pull, anchor, metric, length, curvature, iterations)
 
 
 def _polished(
     run: Run, delta: Vector, metric: _Metric, length: float, forgotten: SampleSet, kept: SampleSet, share: float,
-    iterations: int,
+    curvature: _Curvature, iterations: int,
 ) -> Vector:  # fmt: skip
     """A last, short implicit step at the end of the training, of the network as it is."""
     with frozen(run.task.model):
@@ -245,12 +281,13 @@ def _polished(
         def real(delta: Vector) -> MeanLoss:
             return mean_gradient(loss, kept, at=vectors.add(loss.parameters, delta))
 
-        return _proximal(real, 1 - share, pull, delta, metric, length, iterations)
+        return _proximal(real, 1 - share, pull, delta, metric, length, curvature, iterations)
 
 
 def _proximal(
-    mean_loss: _Loss, share: float, pull: Vector, anchor: Vector, metric: _Metric, length: float, iterations: int
-) -> Vector:
+    mean_loss: _Loss, share: float, pull: Vector, anchor: Vector, metric: _Metric, length: float, curvature: _Curvature,
+    iterations: int,
+) -> Vector:  # fmt: skip
     """Minimise ``share * loss - < pull, delta > + decay + |P^(-1/2) (delta - anchor)|^2 / 2 length``.
 
     The minimisation goes by ``u = P^(-1/2) (delta - anchor)``, in which the last term is round.
@@ -269,5 +306,7 @@ def _proximal(
         whole = vectors.add(vectors.add(vectors.multiply(gradient, scale), turned), u, 1 / length)
         return value, whole
 
-    found = minimise(function, vectors.zeros_like(anchor), iterations)
+    known = curvature.taken(metric, length)
+    found, pairs = minimise(function, vectors.zeros_like(anchor), iterations, known)
+    curvature.learn([*known, *pairs], metric, length)
     return vectors.add(anchor, vectors.multiply(found, scale))
