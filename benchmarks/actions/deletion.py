@@ -7,7 +7,8 @@
 `kept` and `test` are accuracies minus those of the retrained model, in points; `attack` is the AUC of the attack by loss (and
 by population) minus the retrained model's; `time` is over that of retraining. The methods that go by training steps are given
 what nobody has: of six recipes, the one that comes closest to the retrained model, and the time of that one only. What is
-finished is kept in benchmarks/.cache/actions/deletion, a file for each cell; a run that was stopped goes on.
+finished is kept in benchmarks/.cache/actions/deletion, a file for each cell; a run that was stopped goes on, and one that
+asks for more methods adds them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +53,27 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", type=int)
+    parser.add_argument("--shadows", type=int, help="models for the attack on the population; 8, and 0 with --quick")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     logging.getLogger("diffin").setLevel(logging.ERROR)
     seeds = arguments.seeds or (1 if arguments.quick else 3)
+    shadows = arguments.shadows if arguments.shadows is not None else 0 if arguments.quick else 8
     folder = CACHE / ("quick" if arguments.quick else "full")
     folder.mkdir(parents=True, exist_ok=True)
     for name in arguments.data:
         for seed in range(seeds):
             for which in arguments.sets:
                 cell = folder / f"{name}_{seed}_{which}.json"
-                if not cell.is_file():
+                there = read_json(cell)["methods"] if cell.is_file() else {}
+                missing = [method for method in arguments.methods if method not in there]
+                if missing:
                     case = record(name, seed, CACHE / "runs", quick=arguments.quick)
                     _warm_up(case)
-                    write_json(cell, {"methods": measure(case, which, 0 if arguments.quick else 8)})
+                    write_json(cell, {"methods": there | measure(case, which, missing, shadows)})
     print(machine() + "\n")
     for name in arguments.data:
         for which in arguments.sets:
@@ -83,14 +89,18 @@ def _warm_up(case: Case) -> None:
     delete(case.task, case.trajectory, case.train, [0], estimator=quick, recovery_steps=1, force=True, progress=False)
 
 
-def measure(case: Case, which: str, shadows: int) -> dict[str, Any]:
-    """Every method on one set, as differences to the retrained model."""
+def measure(case: Case, which: str, methods: Sequence[str], shadows: int) -> dict[str, Any]:
+    """Some methods on one set, as differences to the retrained model."""
     chosen = samples_of(case, which)
     retrained, took = retrain(case.task, case.trajectory, open_source(case.train), chosen)
     assert case.trajectory.final is not None
-    states: dict[str, State] = {"nothing": case.trajectory.final.state}
-    times, refused = {"nothing": 0.0}, {}
-    for name in METHODS[1:]:
+    states: dict[str, State] = {}
+    times: dict[str, float] = {}
+    refused: dict[str, bool] = {}
+    for name in methods:
+        if name == "nothing":
+            states[name], times[name] = case.trajectory.final.state, 0.0
+            continue
         if name in _TRAINED:
             states[name], times[name] = _best(case, chosen, name, retrained)
             continue
@@ -192,6 +202,8 @@ def tabled(title: str, cells: list[dict[str, Any]]) -> str:
     table = Table(title, "method", *columns.values(), "refused")
     for method in METHODS:
         rows = [cell[method] for cell in cells if method in cell]
+        if not rows:
+            continue
         texts = []
         for column in columns:
             values = [row[column] for row in rows if row[column] is not None]
@@ -208,10 +220,15 @@ def tabled(title: str, cells: list[dict[str, Any]]) -> str:
 def overview(title: str, folder: Path, name: str, sets: list[str], seeds: int) -> str:
     """Every method on every set: the gap and the attack, and the accuracies where they are worst; of what was not refused."""
     table = Table(title, "method", *sets, "kept, worst", "test, worst", "time")
+    found = {
+        which: [read_json(folder / f"{name}_{seed}_{which}.json")["methods"] for seed in range(seeds)] for which in sets
+    }
     for method in METHODS:
+        if not all(method in cell for cells in found.values() for cell in cells):
+            continue
         cells, worst, times = [], {"kept": 0.0, "test": 0.0}, []
         for which in sets:
-            rows = [read_json(folder / f"{name}_{seed}_{which}.json")["methods"][method] for seed in range(seeds)]
+            rows = [cell[method] for cell in found[which]]
             held = [row for row in rows if not row.get("refused")]
             refused = f" ({seeds - len(held)} refused)" if len(held) < seeds else ""
             times += [row["time"] for row in rows]

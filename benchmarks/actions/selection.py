@@ -201,7 +201,7 @@ def _read(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
                 method, _, fraction = path.stem.rpartition("-")
                 cells[method.replace("-unbalanced", "*"), float(fraction)] = json.loads(path.read_text())
         seeds[seed] = cells
-    return found
+    return {name: seeds for name, seeds in found.items() if any(len(cells) > 1 for cells in seeds.values())}
 
 
 if __name__ == "__main__":

@@ -18,8 +18,32 @@ _DRAWN = ("iterated", "random", "influence", "moso", "ccs", "moderate", "k-cente
 
 
 def tables(found: Mapping[tuple[str, str], Cells]) -> str:
-    """One table for each data set and noise."""
-    return "\n".join([*(_table(name, noise, cells) for (name, noise), cells in found.items()), machine()])
+    """One table for each data set and noise, and one of all."""
+    return "\n".join(
+        [*(_table(name, noise, cells) for (name, noise), cells in found.items()), _overview(found), machine()]
+    )
+
+
+def _overview(found: Mapping[tuple[str, str], Cells]) -> str:
+    """Every method on every data set: its mean over the shares, less that of random subsets; best mean of all first."""
+    above = {key: {name: _over_random(cells, name) for name in methods_of(cells)} for key, cells in found.items()}
+    names = {name for methods in above.values() for name in methods}
+    means = {name: np.mean([np.mean(methods.get(name) or [-1.0]) for methods in above.values()]) for name in names}
+    headings = (f"{name}, {noise}, {len(cells)}" for (name, noise), cells in found.items())
+    table = Table("mean over the shares less that of random subsets, in points; number of seeds", "method", *headings)
+    for name in sorted(names, key=lambda name: -means[name]):
+        table.add(name, *(interval(methods.get(name, []), signed=True) for methods in above.values()))
+    return table.markdown()
+
+
+def _over_random(cells: Cells, method: str) -> list[float]:
+    """Of each seed that has all shares."""
+    shares = shares_of(cells)
+    return [
+        float(np.mean([_mean(one[method, share]) - _mean(one["random", share]) for share in shares]))
+        for one in cells.values()
+        if all((m, share) in one for m in (method, "random") for share in shares)
+    ]
 
 
 def _table(name: str, noise: str, cells: Cells) -> str:
@@ -33,16 +57,11 @@ def _table(name: str, noise: str, cells: Cells) -> str:
     headings = (*(f"{share:.0%}" for share in shares), "mean - random", "wrong kept", "trainings", "seconds")
     table = Table(title, "method", *headings)
     for method in methods:
-        over_random = [
-            np.mean([_mean(one[method, share]) - _mean(one["random", share]) for share in shares])
-            for one in cells.values()
-            if all((m, share) in one for m in (method, "random") for share in shares)
-        ]
         own = [one[method, share] for one in cells.values() for share in shares if (method, share) in one]
         table.add(
             method,
             *(interval(_of(cells, method, share)) for share in shares),
-            interval(over_random, signed=True),
+            interval(_over_random(cells, method), signed=True),
             f"{100 * np.mean([cell['wrong'] for cell in own]):.1f} %",
             f"{np.mean([cell['trainings'] for cell in own]):.0f}",
             # What several shares go by is found once, for the first of them.
