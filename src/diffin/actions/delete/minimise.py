@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from diffin import vectors
@@ -19,6 +19,8 @@ _FALLING, _RISING = 0.9, 0.8
 """A step ends where no more than this share of the slope is left, or has turned into its opposite."""
 _ROUNDING = 1e-6
 """Values may rise by this share of themselves: in single precision they do."""
+_LEAST_CONVEX = 1e-10
+"""A pair whose two vectors have no larger cosine says nothing."""
 _LONGER = 30.0
 _TRIES = 8
 
@@ -30,6 +32,15 @@ class _Place:
     point: Vector
     value: float
     gradient: Vector
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A pair, and the product of the two."""
+
+    step: Vector
+    change: Vector
+    product: float
 
 
 def minimise(
@@ -51,7 +62,7 @@ def minimise(
     Returns:
         The point, and the pairs found on the way.
     """
-    known = list(pairs)
+    known = [_Seen(*pair, vectors.dot(*pair)) for pair in pairs]
     found: list[Pair] = []
     here = _Place(start, *function(start))
     left = iterations + iterations // 2
@@ -66,8 +77,9 @@ def minimise(
         if there is None:
             break
         pair = vectors.add(there.point, here.point, -1.0), vectors.add(there.gradient, here.gradient, -1.0)
-        if _is_convex(pair):
-            known.append(pair)
+        product = vectors.dot(*pair)
+        if math.isfinite(product) and product > _LEAST_CONVEX * vectors.norm(pair[0]) * vectors.norm(pair[1]):
+            known.append(_Seen(*pair, product))
             found.append(pair)
         here = there
     return here.point, found
@@ -96,25 +108,17 @@ def _along(function: Function, here: _Place, direction: Vector, length: float, t
     return None, tries
 
 
-def _is_convex(pair: Pair) -> bool:
-    step, change = pair
-    product = vectors.dot(step, change)
-    return math.isfinite(product) and product > 1e-10 * vectors.norm(step) * vectors.norm(change)
-
-
-def _newton(pairs: Iterable[Pair], gradient: Vector) -> Vector:
+def _newton(known: Sequence[_Seen], gradient: Vector) -> Vector:
     """The inverse of the Hessian, as the pairs know it, times the gradient: the two loops of L-BFGS."""
-    seen = [(step, change, vectors.dot(step, change)) for step, change in pairs]
-    if not seen:
+    if not known:
         return gradient
-    found = gradient
-    taken = []
-    for step, change, product in reversed(seen):
-        share = vectors.dot(step, found) / product
-        found = vectors.add(found, change, -share)
-        taken.append(share)
-    _, change, product = seen[-1]
-    found = vectors.scale(found, product / vectors.dot(change, change))
-    for (step, change, product), share in zip(seen, reversed(taken), strict=True):
-        found = vectors.add(found, step, share - vectors.dot(change, found) / product)
+    found, shares = gradient, []
+    for pair in reversed(known):
+        share = vectors.dot(pair.step, found) / pair.product
+        found = vectors.add(found, pair.change, -share)
+        shares.append(share)
+    newest = known[-1]
+    found = vectors.scale(found, newest.product / vectors.dot(newest.change, newest.change))
+    for pair, share in zip(known, reversed(shares), strict=True):
+        found = vectors.add(found, pair.step, share - vectors.dot(pair.change, found) / pair.product)
     return found
