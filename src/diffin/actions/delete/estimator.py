@@ -21,8 +21,8 @@ class Linearised:
     Attributes:
         intervals: parts of the training at most, each passed by two implicit stages; ``None`` for 5, and 10 for sets above a
             twentieth of the training set.
-        iterations: of the minimisation in a stage; each takes a gradient of the curvature set, which is
-            twice as dear as one of training.
+        iterations: of the minimisation in a stage; each takes a gradient of the curvature set, twice as dear as one of
+            training.
         curvature_samples: kept samples that stand for all, drawn anew in every interval; ``None`` for all.
         polish: iterations on the loss of the real network at the end, which take back what linearising broke; 0 for none.
         seed: of the draws.

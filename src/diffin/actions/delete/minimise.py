@@ -60,10 +60,9 @@ def minimise(
             and a minimisation that would have to find them again begins where that one ended.
 
     Returns:
-        The point, and the pairs found on the way.
+        The point, and all pairs: those given, and those found on the way.
     """
     known = [_Seen(*pair, vectors.dot(*pair)) for pair in pairs]
-    found: list[Pair] = []
     here = _Place(start, *function(start))
     left = iterations + iterations // 2
     for _ in range(iterations):
@@ -72,7 +71,7 @@ def minimise(
         if not (slope < 0 and math.isfinite(slope)):
             break
         first = 1.0 if known else min(1.0, 1.0 / math.sqrt(-slope))
-        there, tried = _along(function, here, direction, first, min(left, _TRIES))
+        there, tried = _along(function, here, direction, slope, first, min(left, _TRIES))
         left -= tried
         if there is None:
             break
@@ -80,14 +79,14 @@ def minimise(
         product = vectors.dot(*pair)
         if math.isfinite(product) and product > _LEAST_CONVEX * vectors.norm(pair[0]) * vectors.norm(pair[1]):
             known.append(_Seen(*pair, product))
-            found.append(pair)
         here = there
-    return here.point, found
+    return here.point, [(pair.step, pair.change) for pair in known]
 
 
-def _along(function: Function, here: _Place, direction: Vector, length: float, tries: int) -> tuple[_Place | None, int]:
+def _along(
+    function: Function, here: _Place, direction: Vector, slope: float, length: float, tries: int
+) -> tuple[_Place | None, int]:
     """A place along a direction where the slope is nearly gone, or none, and how many gradients that took."""
-    slope = vectors.dot(here.gradient, direction)
     short, falling, long = 0.0, slope, math.inf
     for tried in range(1, tries + 1):
         point = vectors.add(here.point, direction, length)

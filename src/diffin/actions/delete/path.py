@@ -306,7 +306,6 @@ def _proximal(
         whole = vectors.add(vectors.add(vectors.multiply(gradient, scale), turned), u, 1 / length)
         return value, whole
 
-    known = curvature.taken(metric, length)
-    found, pairs = minimise(function, vectors.zeros_like(anchor), iterations, known)
-    curvature.learn([*known, *pairs], metric, length)
+    found, pairs = minimise(function, vectors.zeros_like(anchor), iterations, curvature.taken(metric, length))
+    curvature.learn(pairs, metric, length)
     return vectors.add(anchor, vectors.multiply(found, scale))
