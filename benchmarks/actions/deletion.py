@@ -75,12 +75,18 @@ def main() -> None:
                     _warm_up(case)
                     write_json(cell, {"methods": there | measure(case, which, missing, shadows)})
     print(machine() + "\n")
-    for name in arguments.data:
-        for which in arguments.sets:
-            cells = [read_json(folder / f"{name}_{seed}_{which}.json")["methods"] for seed in range(seeds)]
+    found = {
+        name: {
+            which: [read_json(folder / f"{name}_{seed}_{which}.json")["methods"] for seed in range(seeds)]
+            for which in arguments.sets
+        }
+        for name in arguments.data
+    }
+    for name, sets in found.items():
+        for which, cells in sets.items():
             print(tabled(f"{name}, {which}, {seeds} seed{'s' if seeds > 1 else ''}", cells))
-    for name in arguments.data:
-        print(overview(f"{name}: gap closed; attack", folder, name, arguments.sets, seeds))
+    for name, sets in found.items():
+        print(overview(f"{name}: gap closed; attack", sets))
 
 
 def _warm_up(case: Case) -> None:
@@ -217,20 +223,17 @@ def tabled(title: str, cells: list[dict[str, Any]]) -> str:
     return table.markdown()
 
 
-def overview(title: str, folder: Path, name: str, sets: list[str], seeds: int) -> str:
+def overview(title: str, sets: dict[str, list[dict[str, Any]]]) -> str:
     """Every method on every set: the gap and the attack, and the accuracies where they are worst; of what was not refused."""
     table = Table(title, "method", *sets, "kept, worst", "test, worst", "time")
-    found = {
-        which: [read_json(folder / f"{name}_{seed}_{which}.json")["methods"] for seed in range(seeds)] for which in sets
-    }
     for method in METHODS:
-        if not all(method in cell for cells in found.values() for cell in cells):
+        if not all(method in cell for found in sets.values() for cell in found):
             continue
         cells, worst, times = [], {"kept": 0.0, "test": 0.0}, []
-        for which in sets:
-            rows = [cell[method] for cell in found[which]]
+        for found in sets.values():
+            rows = [cell[method] for cell in found]
             held = [row for row in rows if not row.get("refused")]
-            refused = f" ({seeds - len(held)} refused)" if len(held) < seeds else ""
+            refused = f" ({len(rows) - len(held)} refused)" if len(held) < len(rows) else ""
             times += [row["time"] for row in rows]
             if not held:
                 cells.append(refused.strip())

@@ -194,14 +194,14 @@ def _read(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
             continue
         kind, _, seed = place.name.rpartition("-")
         noise = next(noise for noise in (*NOISE, kind.rpartition("-")[2]) if kind.endswith(noise))
-        seeds = found.setdefault((kind.removesuffix(f"-{noise}"), noise), {})
         cells: dict[Any, Any] = {"everything": read_json(everything)}
         for path in place.glob("*.json"):
             if path != everything:
                 method, _, fraction = path.stem.rpartition("-")
                 cells[method.replace("-unbalanced", "*"), float(fraction)] = json.loads(path.read_text())
-        seeds[seed] = cells
-    return {name: seeds for name, seeds in found.items() if any(len(cells) > 1 for cells in seeds.values())}
+        if len(cells) > 1:
+            found.setdefault((kind.removesuffix(f"-{noise}"), noise), {})[seed] = cells
+    return found
 
 
 if __name__ == "__main__":
